@@ -1,0 +1,49 @@
+# Every target sets up what it needs. Stamps are by content, so a second run
+# of anything takes seconds. Downloads and builds are kept in $(CACHE).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tailnet-dev
+SECONDS ?= 60
+
+.PHONY: help install peers demo test test-fast check bench bench-quick fuzz fmt lock clean
+
+help:
+	@echo "make demo    two real clients send a file through the relay"
+	@echo "make test    everything CI runs"
+	@echo "make check   format, lint, types, layering and the tests without peers"
+	@echo "make bench   the relay beside the real derper; writes docs/benchmarks.md"
+	@echo "make fuzz SECONDS=300   every decoder"
+	@echo "make fmt     format the code"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed (set PYTHON=...)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: install
+	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
+	  --allow-unsafe --extra dev -o requirements/dev.txt pyproject.toml
+
+fmt: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not interop"
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

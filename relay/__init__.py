@@ -1,0 +1,1 @@
+"""The relay program: a drop-in for derper."""

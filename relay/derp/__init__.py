@@ -1,0 +1,1 @@
+"""The DERP half of the relay: handshake, admission, and the switch."""

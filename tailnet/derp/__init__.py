@@ -1,0 +1,1 @@
+"""DERP: the protocol of the relay, for both ends."""

@@ -1,0 +1,242 @@
+"""The DERP handshake: ServerKey, ClientInfo, ServerInfo.
+
+Wire format: tailscale ``derp/derp.go``, ``derp_client.go`` and
+``derpserver.go``. The relay speaks first::
+
+    S -> C  ServerKey   magic, the relay's public key
+    C -> S  ClientInfo  the client's public key, and JSON in a box to the relay
+    S -> C  ServerInfo  JSON in a box to the client
+
+The box around ClientInfo proves that the client has the private key. The JSON
+is read as Go reads it: names match whatever their case, unknown ones are
+ignored, missing ones take their default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from tailnet.derp.frames import (
+    MAGIC,
+    MAX_CLIENT_INFO_LEN,
+    MAX_SERVER_INFO_LEN,
+    PROTOCOL_VERSION,
+    FrameType,
+    RawFrame,
+    encode_frame,
+)
+from tailnet.errors import KeyFormatError, RemoteProtocolError
+from tailnet.keys import KEY_LEN, NONCE_LEN, MeshKey, NodePrivate, NodePublic
+
+__all__ = (
+    "MAX_SERVER_KEY_LEN",
+    "MIN_CLIENT_INFO_LEN",
+    "ClientInfo",
+    "ServerInfo",
+    "decode_client_info",
+    "decode_server_info",
+    "decode_server_key",
+    "encode_client_info",
+    "encode_server_info",
+    "encode_server_key",
+)
+
+SERVER_KEY_LEN: Final = len(MAGIC) + KEY_LEN
+
+# derp_client.go recvServerKey reads at most this much and ignores the tail.
+MAX_SERVER_KEY_LEN: Final = 1024
+
+MIN_CLIENT_INFO_LEN: Final = KEY_LEN + NONCE_LEN
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """What a client says of itself (derp.go ClientInfo).
+
+    Attributes:
+        version: DERP protocol version; relays do not check it.
+        mesh_key: Proof of being a relay of the same region.
+        can_ack_pings: The client answers Ping. Also the sign by which a relay
+            knows a client that stands frames newer than itself.
+        is_prober: A monitoring client.
+        app_name: A label for statistics.
+    """
+
+    version: int = PROTOCOL_VERSION
+    mesh_key: MeshKey | None = None
+    can_ack_pings: bool = False
+    is_prober: bool = False
+    app_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a relay says of itself (derp.go ServerInfo).
+
+    Attributes:
+        version: DERP protocol version.
+        token_bucket_rate: Bytes per second that the client may send; 0 means
+            no limit. Go's client drops what is over it, silently.
+        token_bucket_burst: Bytes.
+    """
+
+    version: int = PROTOCOL_VERSION
+    token_bucket_rate: int = 0
+    token_bucket_burst: int = 0
+
+
+def encode_server_key(key: NodePublic) -> bytes:
+    return encode_frame(FrameType.SERVER_KEY, MAGIC + bytes(key))
+
+
+def decode_server_key(raw: RawFrame) -> NodePublic:
+    """Interpret the first frame of a relay.
+
+    Raises:
+        RemoteProtocolError: Not a ServerKey, too short, or wrong magic.
+    """
+    body = raw.body
+    if (
+        raw.type != FrameType.SERVER_KEY
+        or not SERVER_KEY_LEN <= len(body) <= MAX_SERVER_KEY_LEN
+        or body[: len(MAGIC)] != MAGIC
+    ):
+        raise RemoteProtocolError("the other side does not greet like a DERP relay")
+    return NodePublic(bytes(body[len(MAGIC) : SERVER_KEY_LEN]))
+
+
+def encode_client_info(
+    private: NodePrivate,
+    server: NodePublic,
+    info: ClientInfo,
+    *,
+    nonce: bytes | None = None,
+) -> bytes:
+    """Encode a ClientInfo frame, its JSON written as Go writes it.
+
+    Args:
+        private: The client's key.
+        server: The relay's, from ServerKey or the meta certificate.
+        info: What to say.
+        nonce: 24 bytes, for test vectors; random if None.
+    """
+    body: dict[str, object] = {}
+    if info.mesh_key is not None:
+        body["meshKey"] = info.mesh_key.to_text()
+    if info.version:
+        body["version"] = info.version
+    body["CanAckPings"] = info.can_ack_pings
+    if info.is_prober:
+        body["IsProber"] = True
+    if info.app_name:
+        body["AppName"] = info.app_name
+    sealed = private.seal_to(server, msgspec.json.encode(body), nonce=nonce)
+    return encode_frame(FrameType.CLIENT_INFO, bytes(private.public()) + sealed)
+
+
+def decode_client_info(
+    private: NodePrivate, raw: RawFrame
+) -> tuple[NodePublic, ClientInfo]:
+    """Interpret the first frame of a client.
+
+    Args:
+        private: The relay's key.
+        raw: The frame.
+
+    Returns:
+        The client's key, proven by the box, and what it says.
+
+    Raises:
+        RemoteProtocolError: Wrong type or size, a box that does not open, bad
+            JSON, or a mesh key that is not 64 hex digits.
+    """
+    size = len(raw.body)
+    if raw.type != FrameType.CLIENT_INFO:
+        raise RemoteProtocolError(
+            f"the first frame is of type {raw.type:#04x}, not ClientInfo"
+        )
+    if not MIN_CLIENT_INFO_LEN <= size <= MAX_CLIENT_INFO_LEN:
+        raise RemoteProtocolError(f"ClientInfo cannot have a {size}-byte body")
+    key = NodePublic(bytes(raw.body[:KEY_LEN]))
+    fields = _json_object(
+        private.open_from(key, bytes(raw.body[KEY_LEN:])), "ClientInfo"
+    )
+    # Go refuses meshKey "" with the rest of the malformed ones; derp.md 2.3
+    # allows a relay to read it as absent, but then a probe could tell us apart.
+    mesh_text = _field(fields, "meshkey", str, None)
+    try:
+        mesh_key = None if mesh_text is None else MeshKey.from_hex(mesh_text)
+    except KeyFormatError as exc:
+        raise RemoteProtocolError("ClientInfo has a malformed mesh key") from exc
+    return key, ClientInfo(
+        version=_field(fields, "version", int, 0),
+        mesh_key=mesh_key,
+        can_ack_pings=_field(fields, "canackpings", bool, False),
+        is_prober=_field(fields, "isprober", bool, False),
+        app_name=_field(fields, "appname", str, ""),
+    )
+
+
+def encode_server_info(
+    private: NodePrivate,
+    client: NodePublic,
+    info: ServerInfo,
+    *,
+    nonce: bytes | None = None,
+) -> bytes:
+    """Encode a ServerInfo frame; see :func:`encode_client_info`."""
+    body: dict[str, object] = {"version": info.version}
+    if info.token_bucket_rate:
+        body["TokenBucketBytesPerSecond"] = info.token_bucket_rate
+    if info.token_bucket_burst:
+        body["TokenBucketBytesBurst"] = info.token_bucket_burst
+    sealed = private.seal_to(client, msgspec.json.encode(body), nonce=nonce)
+    return encode_frame(FrameType.SERVER_INFO, sealed)
+
+
+def decode_server_info(
+    private: NodePrivate, server: NodePublic, raw: RawFrame
+) -> ServerInfo:
+    """Interpret a ServerInfo frame.
+
+    Raises:
+        RemoteProtocolError: Wrong type or size, a box that does not open, or
+            bad JSON.
+    """
+    size = len(raw.body)
+    if (
+        raw.type != FrameType.SERVER_INFO
+        or not NONCE_LEN <= size <= MAX_SERVER_INFO_LEN
+    ):
+        raise RemoteProtocolError(
+            f"expected ServerInfo, got type {raw.type:#04x} with {size} bytes"
+        )
+    fields = _json_object(private.open_from(server, bytes(raw.body)), "ServerInfo")
+    return ServerInfo(
+        version=_field(fields, "version", int, 0),
+        token_bucket_rate=_field(fields, "tokenbucketbytespersecond", int, 0),
+        token_bucket_burst=_field(fields, "tokenbucketbytesburst", int, 0),
+    )
+
+
+def _json_object(text: bytes, what: str) -> dict[str, Any]:
+    """Parse a JSON object, its names lowered as Go matches them."""
+    try:
+        parsed = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+        raise RemoteProtocolError(f"{what} is not a JSON object") from exc
+    return {name.lower(): value for name, value in parsed.items()}
+
+
+def _field(fields: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    """A field of a JSON object; null means absent, as in Go."""
+    value = fields.get(name)
+    if value is None:
+        return default
+    if type(value) is not kind:
+        raise RemoteProtocolError(f"the JSON field {name} is no {kind.__name__}")
+    return value

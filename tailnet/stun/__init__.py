@@ -1,0 +1,1 @@
+"""STUN: binding requests, for both ends."""
