@@ -552,10 +552,12 @@ def _encode_packet(frame_type: int, keys: bytes, packet: bytes) -> bytes:
 
 
 def encode_note_preferred(*, preferred: bool) -> bytes:
+    """Encode a NotePreferred frame."""
     return encode_frame(FrameType.NOTE_PREFERRED, b"\x01" if preferred else b"\x00")
 
 
 def encode_peer_gone(peer: NodePublic, reason: PeerGoneReason) -> bytes:
+    """Encode a PeerGone frame."""
     return encode_frame(FrameType.PEER_GONE, bytes(peer) + bytes([reason]))
 
 
@@ -574,10 +576,12 @@ def encode_peer_present(frame: PeerPresent) -> bytes:
 
 
 def encode_watch_conns() -> bytes:
+    """Encode a WatchConns frame."""
     return encode_frame(FrameType.WATCH_CONNS, b"")
 
 
 def encode_close_peer(peer: NodePublic) -> bytes:
+    """Encode a ClosePeer frame."""
     return encode_frame(FrameType.CLOSE_PEER, bytes(peer))
 
 

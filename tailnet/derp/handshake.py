@@ -90,6 +90,7 @@ class ServerInfo:
 
 
 def encode_server_key(key: NodePublic) -> bytes:
+    """Encode a ServerKey frame."""
     return encode_frame(FrameType.SERVER_KEY, MAGIC + bytes(key))
 
 
@@ -103,7 +104,7 @@ def decode_server_key(raw: RawFrame) -> NodePublic:
     if (
         raw.type != FrameType.SERVER_KEY
         or not SERVER_KEY_LEN <= len(body) <= MAX_SERVER_KEY_LEN
-        or body[: len(MAGIC)] != MAGIC
+        or bytes(body[: len(MAGIC)]) != MAGIC
     ):
         raise RemoteProtocolError("the other side does not greet like a DERP relay")
     return NodePublic(bytes(body[len(MAGIC) : SERVER_KEY_LEN]))

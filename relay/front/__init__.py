@@ -1,0 +1,1 @@
+"""From a socket to the room that serves it: listeners, TLS, HTTP, router."""

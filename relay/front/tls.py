@@ -1,0 +1,99 @@
+"""TLS as a sans-IO object: bytes of the network in, bytes of the peer out.
+
+The front drives it while trio waits for the socket; ``Switch.adopt`` then
+takes it over with all its state. That a connection can move is why this is
+not ``trio.SSLStream``; that is also several times slower, with a task switch
+and a system call for each record.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final, Protocol
+
+__all__ = ("PureTls", "TlsConnection", "TlsError")
+
+# The plaintext of a record has at most 2**14 bytes (RFC 8446 5.1), and
+# SSL_read gives one record a call.
+READ_LEN: Final = 1 << 14
+
+
+class TlsError(Exception):
+    """The peer does not speak TLS, or refuses ours. Close the connection.
+
+    ``take()`` may still have an alert for the peer.
+    """
+
+
+class TlsConnection(Protocol):
+    """The server's end of one TLS connection, without a socket."""
+
+    ready: bool  # the handshake is done
+    closed: bool  # the peer has sent close_notify: no more plaintext
+    sni: str | None
+
+    @property
+    def version(self) -> str | None:
+        """``TLSv1.3`` or ``TLSv1.2`` once ready."""
+        ...
+
+    def feed(self, data: bytes | memoryview) -> bytes:
+        """Take bytes of the network; return the plaintext in them.
+
+        Raises:
+            TlsError: The handshake failed or a record is bad.
+        """
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Seal plaintext; ``take()`` has the records."""
+        ...
+
+    def take(self) -> bytes:
+        """Bytes for the network. To be called after ``feed`` too."""
+        ...
+
+
+class PureTls:
+    """:class:`TlsConnection` on the standard library's ``ssl.SSLObject``."""
+
+    __slots__ = ("_incoming", "_object", "_outgoing", "closed", "ready", "sni")
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=True
+        )
+        self.ready = False
+        self.closed = False
+        self.sni: str | None = None
+
+    @property
+    def version(self) -> str | None:
+        return self._object.version()
+
+    def feed(self, data: bytes | memoryview) -> bytes:
+        self._incoming.write(data)
+        chunks: list[bytes] = []
+        try:
+            if not self.ready:
+                self._object.do_handshake()
+                self.ready = True
+            read = self._object.read
+            while chunk := read(READ_LEN):
+                chunks.append(chunk)
+            self.closed = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.closed = True
+        except ssl.SSLError as exc:
+            raise TlsError(exc.reason or str(exc)) from exc
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def write(self, data: bytes) -> None:
+        self._object.write(data)
+
+    def take(self) -> bytes:
+        return self._outgoing.read()
