@@ -36,11 +36,11 @@ lock: install
 	  --allow-unsafe --extra dev -o requirements/dev.txt pyproject.toml
 
 # The real peers of tests/interop; all that cannot be had is named with a reason.
-peers:
-	@$(PYTHON) tools/install_peers.py
+peers: install
+	@$(BIN)/python tools/install_peers.py
 
 demo: install
-	@$(PYTHON) tools/install_peers.py wheels
+	@$(BIN)/python tools/install_peers.py wheels
 	@$(BIN)/python -m demo.relay_demo $(DEMO)
 
 fmt: install
