@@ -113,7 +113,9 @@ class Program:
             ProgramError: It still runs after ``timeout`` seconds.
         """
         with trio.move_on_after(timeout):
-            return await self.process.wait()
+            await self.process.wait()
+        if self.process.returncode is not None:
+            return self.process.returncode
         raise self.error(f"still runs after {timeout} s")
 
     async def wait_success(self, *, timeout: float) -> None:

@@ -15,10 +15,10 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -33,7 +33,17 @@ from tests.interop.programs import (
 )
 from tests.interop.relay_program import Relay, Security
 
-__all__ = ("DERP_ONLY", "Tailcat", "TailcatServer", "make_file", "send_file", "sha256")
+__all__ = (
+    "DERP_ONLY",
+    "DamagedFileError",
+    "Tailcat",
+    "TailcatServer",
+    "Transfer",
+    "make_file",
+    "send_file",
+    "sha256",
+    "wait_size",
+)
 
 DERP_ONLY: Final = {"TS_DEBUG_NEVER_DIRECT_UDP": "1"}
 TOKEN: Final = r"(?<![\w-])tc[\w-]{40,}"
@@ -167,6 +177,22 @@ async def wait_size(path: Path, size: int, *, timeout: float) -> None:
             await trio.sleep(POLL)
 
 
+class DamagedFileError(Exception):
+    """What arrived is not what was sent."""
+
+
+class Transfer(NamedTuple):
+    """A file that arrived whole.
+
+    Attributes:
+        seconds: From the sender's start to the receiver's end.
+        sha256: Of what arrived; it equals that of the source.
+    """
+
+    seconds: float
+    sha256: str
+
+
 async def send_file(
     relay: Relay,
     sender: Tailcat,
@@ -174,9 +200,9 @@ async def send_file(
     source: Path,
     *,
     serve_flags: tuple[str, ...] = (),
-    node: Mapping[str, object] | None = None,
+    report: Callable[[int], object] = lambda _: None,
     timeout: float = 60,
-) -> float:
+) -> Transfer:
     """Send a file from one client to another, and compare what arrived.
 
     Args:
@@ -185,19 +211,42 @@ async def send_file(
         receiver: The tailcat that accepts.
         source: The file.
         serve_flags: Further flags of the receiver.
-        node: Changes to the relay's DERPNode.
-        timeout: Seconds each of the two may take.
+        report: Called again and again with the bytes that have arrived.
+        timeout: Seconds that the two may take.
 
-    Returns:
-        Seconds from the sender's start to the receiver's end.
+    Raises:
+        ProgramError: One of the two failed, or took too long.
+        DamagedFileError: The bytes differ.
     """
-    with serve_http({"/derpmap.json": relay.derp_map(**(node or {}))}) as url:
+    with serve_http({"/derpmap.json": relay.derp_map()}) as url:
         async with receiver.serve(f"{url}/derpmap.json", *serve_flags) as server:
             began = time.monotonic()
             async with sender.open(server.token, stdin=source) as client:
-                await client.wait_success(timeout=timeout)
-                await server.program.wait_success(timeout=timeout)
+                await _wait_both(client, server, report, timeout=timeout)
             seconds = time.monotonic() - began
-            assert server.output.stat().st_size == source.stat().st_size
-            assert sha256(server.output) == sha256(source)
-            return seconds
+            sent, received = sha256(source), sha256(server.output)
+            if sent != received:
+                raise DamagedFileError(
+                    f"{server.output.stat().st_size} bytes with sha256 {received}"
+                    f" arrived, {source.stat().st_size} with {sent} were sent"
+                )
+            return Transfer(seconds, received)
+
+
+async def _wait_both(
+    client: Program,
+    server: TailcatServer,
+    report: Callable[[int], object],
+    *,
+    timeout: float,
+) -> None:
+    """Wait until both ends are done; raise as soon as one has failed."""
+    with trio.move_on_after(timeout):
+        while True:
+            states = [client.process.poll(), server.program.process.poll()]
+            report(server.output.stat().st_size)
+            if None not in states or any(states):
+                break
+            await trio.sleep(POLL)
+    await client.wait_success(timeout=0)
+    await server.program.wait_success(timeout=0)
