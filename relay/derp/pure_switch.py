@@ -99,6 +99,7 @@ class PureSwitch:
         self._earlier_timer = trio.Event()
         self._events: list[SwitchEvent] = []
         self._event = trio.Event()
+        self._flushed: trio.Event | None = None
 
     # -- for the rooms above ------------------------------------------------
 
@@ -196,6 +197,12 @@ class PureSwitch:
         self._event = trio.Event()
         await trio.lowlevel.checkpoint_if_cancelled()
         return events
+
+    async def wait_flushed(self) -> None:
+        while self.counters.queued_bytes:
+            self._flushed = trio.Event()
+            await self._flushed.wait()
+        await trio.lowlevel.checkpoint()
 
     async def run(self) -> None:
         try:
@@ -307,6 +314,8 @@ class PureSwitch:
             connection.dirty = False
             if not connection.closed:
                 self._flush(connection)
+        if self._flushed is not None and not self.counters.queued_bytes:
+            self._flushed.set()
 
     def _flush(self, connection: Connection) -> None:
         try:

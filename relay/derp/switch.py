@@ -234,6 +234,10 @@ class Switch(Protocol):
         """Wait until something happened, and take all that did."""
         ...
 
+    async def wait_flushed(self) -> None:
+        """Wait until no packet waits in any queue."""
+        ...
+
     async def run(self) -> None:
         """Carry packets until cancelled; then every connection is closed."""
         ...
