@@ -1,0 +1,531 @@
+"""DERP over websockets, against wsproto's own other end and raw bytes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, strategies as st
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+
+from tailnet.derp.upgrade import ResponseReader
+from tailnet.derp.websocket import (
+    CLOSE_POLICY_VIOLATION,
+    CLOSE_UNSUPPORTED_DATA,
+    MAX_MESSAGE_LEN,
+    MUST_SPEAK_DERP,
+    WebsocketAnswer,
+    WebsocketStream,
+    check_websocket_request,
+    check_websocket_response,
+    encode_websocket_request,
+    encode_websocket_response,
+    generate_websocket_key,
+)
+from tailnet.errors import LocalProtocolError, RemoteProtocolError
+
+# RFC 6455 1.3 has this key and its answer.
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+GOOD_REQUEST = [
+    (b"host", b"derp.example"),
+    (b"connection", b"keep-alive, upgrade"),
+    (b"upgrade", b"WebSocket"),
+    (b"sec-websocket-version", b"13"),
+    (b"sec-websocket-key", KEY.encode()),
+    (b"sec-websocket-protocol", b"derp"),
+]
+
+
+def masked(first: int, payload: bytes, *, mask: bytes = b"\x01\x20\x03\xff") -> bytes:
+    """A client's frame, written out from RFC 6455 5.2."""
+    size = len(payload)
+    if size < 126:
+        head = bytes([first, 0x80 | size])
+    elif size < 1 << 16:
+        head = bytes([first, 0x80 | 126]) + size.to_bytes(2, "big")
+    else:
+        head = bytes([first, 0x80 | 127]) + size.to_bytes(8, "big")
+    return head + mask + bytes(c ^ mask[i % 4] for i, c in enumerate(payload))
+
+
+def wsproto_end(*, server: bool) -> Connection:
+    return Connection(ConnectionType.SERVER if server else ConnectionType.CLIENT)
+
+
+def events(connection: Connection, data: bytes) -> list[Event]:
+    connection.receive_data(data)
+    return list(connection.events())
+
+
+def receive(stream: WebsocketStream, *chunks: bytes) -> bytes:
+    return b"".join(stream.receive_data(chunk) for chunk in chunks)
+
+
+def one_by_one(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+# -- out --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 125, 126, 1400, MAX_MESSAGE_LEN])
+def test_server_frames_are_those_of_wsproto(size: int) -> None:
+    data = bytes(range(256)) * (size // 256 + 1)
+    data = data[:size]
+    expected = bytes(wsproto_end(server=True).send(BytesMessage(data=data)))
+    assert WebsocketStream(server=True).encode(data) == expected
+
+
+def test_server_frame_on_the_wire() -> None:
+    stream = WebsocketStream(server=True)
+    assert stream.encode(b"hi") == bytes.fromhex("82 02 6869")
+    assert stream.encode(bytes(126))[:4] == bytes.fromhex("82 7e 007e")
+    assert stream.encode(b"") == b""
+
+
+@pytest.mark.parametrize("server", [True, False])
+def test_messages_out_are_short_enough_for_go(server: bool) -> None:
+    data = b"x" * (2 * MAX_MESSAGE_LEN) + b"y"
+    wire = WebsocketStream(server=server).encode(data)
+    messages = [
+        event.data
+        for event in events(wsproto_end(server=not server), wire)
+        if isinstance(event, BytesMessage) and event.message_finished
+    ]
+    assert [len(m) for m in messages] == [MAX_MESSAGE_LEN, MAX_MESSAGE_LEN, 1]
+    assert b"".join(messages) == data
+
+
+def test_client_masks_what_it_sends() -> None:
+    wire = WebsocketStream(server=False).encode(b"hello")
+    mask, payload = wire[2:6], wire[6:]
+    assert wire[:2] == bytes.fromhex("82 85")
+    assert bytes(c ^ mask[i % 4] for i, c in enumerate(payload)) == b"hello"
+
+
+# -- in ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", [True, False])
+@pytest.mark.parametrize("step", [1, 7, 4096, 1 << 20])
+def test_both_ends_agree(server: bool, step: int) -> None:
+    near, far = WebsocketStream(server=server), WebsocketStream(server=not server)
+    sent = [b"a", b"b" * 125, b"c" * 126, b"d" * 20_000, b"e" * 70_000]
+    wire = b"".join(near.encode(data) for data in sent)
+    chunks = [wire[i : i + step] for i in range(0, len(wire), step)]
+    assert receive(far, *chunks) == b"".join(sent)
+    assert far.data_to_send() == b""
+
+
+def test_fragments_with_pings_between_them() -> None:
+    wire = (
+        masked(0x02, b"ab")
+        + masked(0x89, b"ping")
+        + masked(0x00, b"")
+        + masked(0x8A, b"pong that nobody asked for")
+        + masked(0x80, b"cd")
+        + masked(0x82, b"ef")
+    )
+    for chunks in ([wire], one_by_one(wire)):
+        stream = WebsocketStream(server=True)
+        assert receive(stream, *chunks) == b"abcdef"
+        assert stream.data_to_send() == b"\x8a\x04ping"
+        assert stream.data_to_send() == b""
+
+
+def test_long_message_is_handed_on_as_it_comes() -> None:
+    stream = WebsocketStream(server=True)
+    wire = masked(0x82, b"x" * 5_000_000)
+    assert len(receive(stream, wire[:1_000_000])) == 1_000_000 - 14
+    assert len(receive(stream, wire[1_000_000:-1])) == 4_000_014 - 1
+    assert receive(stream, wire[-1:] + masked(0x82, b"next")) == b"xnext"
+
+
+def test_ping_flood_is_answered_once() -> None:
+    stream = WebsocketStream(server=True)
+    for number in range(1000):
+        stream.receive_data(masked(0x89, b"%d" % number))
+    assert stream.data_to_send() == b"\x8a\x03999"
+
+
+def test_a_new_message_may_not_begin_inside_another() -> None:
+    stream = WebsocketStream(server=True)
+    assert stream.receive_data(masked(0x02, b"ab")) == b"ab"
+    with pytest.raises(RemoteProtocolError, match="CONTINUATION"):
+        stream.receive_data(masked(0x82, b"cd"))
+
+
+@pytest.mark.parametrize("first", [0x81, 0x01])
+def test_text_is_refused_with_1003(first: int) -> None:
+    stream = WebsocketStream(server=True)
+    with pytest.raises(RemoteProtocolError, match="binary messages"):
+        stream.receive_data(masked(first, b"hello"))
+    (close,) = events(wsproto_end(server=False), stream.data_to_send())
+    assert isinstance(close, CloseConnection)
+    assert close.code == CLOSE_UNSUPPORTED_DATA
+    assert stream.closed
+    assert stream.receive_data(masked(0x82, b"late")) == b""
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        pytest.param(b"\x82\x02hi", id="not masked"),
+        pytest.param(masked(0xC2, b"hi"), id="compressed"),
+        pytest.param(masked(0x83, b"hi"), id="reserved opcode"),
+        pytest.param(masked(0x80, b"hi"), id="continues nothing"),
+        pytest.param(masked(0x09, b"hi"), id="ping in parts"),
+        pytest.param(masked(0x89, b"x" * 126), id="long ping"),
+        pytest.param(masked(0x88, b"x"), id="close with half a code"),
+        pytest.param(bytes.fromhex("82 fe 0002 00000000 6869"), id="long length"),
+        pytest.param(bytes.fromhex("82 fe 007d 00000000"), id="length 125 in two"),
+        pytest.param(bytes.fromhex("82 ff") + bytes(12), id="longer length"),
+        pytest.param(bytes.fromhex("82 ff 80") + bytes(11), id="negative length"),
+    ],
+)
+def test_broken_frames_are_refused_with_1002(wire: bytes) -> None:
+    for chunks in ([wire], one_by_one(wire)):
+        stream = WebsocketStream(server=True)
+        with pytest.raises(RemoteProtocolError):
+            receive(stream, *chunks)
+        (close,) = events(wsproto_end(server=False), stream.data_to_send())
+        assert isinstance(close, CloseConnection)
+        assert close.code == 1002
+        assert stream.closed
+
+
+def test_client_refuses_masked_frames() -> None:
+    with pytest.raises(RemoteProtocolError):
+        WebsocketStream(server=False).receive_data(masked(0x82, b"hi"))
+
+
+# -- closing ----------------------------------------------------------------
+
+
+def test_peer_closes() -> None:
+    stream = WebsocketStream(server=True)
+    wire = masked(0x82, b"last") + masked(0x88, b"\x03\xe9bye") + b"ignored"
+    assert stream.receive_data(wire) == b"last"
+    assert (stream.closed, stream.close_code, stream.close_reason) == (
+        True,
+        1001,
+        "bye",
+    )
+    assert stream.data_to_send() == b"\x88\x05\x03\xe9bye"
+    with pytest.raises(LocalProtocolError):
+        stream.encode(b"x")
+    stream.close()
+    assert stream.data_to_send() == b""
+    assert stream.receive_data(b"ignored") == b""
+
+
+def test_peer_closes_without_a_code() -> None:
+    stream = WebsocketStream(server=True)
+    stream.receive_data(masked(0x88, b""))
+    assert (stream.closed, stream.close_code) == (True, 1005)
+    assert stream.data_to_send() == b"\x88\x00"
+
+
+def test_we_close() -> None:
+    near, far = WebsocketStream(server=True), WebsocketStream(server=False)
+    near.close(CLOSE_POLICY_VIOLATION, MUST_SPEAK_DERP)
+    wire = near.data_to_send()
+    assert wire == b"\x88\x28\x03\xf0client must speak the derp subprotocol"
+    with pytest.raises(LocalProtocolError):
+        near.encode(b"x")
+    # What the peer has sent before it saw our Close still counts.
+    assert near.receive_data(far.encode(b"late")) == b"late"
+
+    assert far.receive_data(wire) == b""
+    assert (far.close_code, far.close_reason) == (1008, MUST_SPEAK_DERP)
+    near.receive_data(far.data_to_send())
+    assert (near.closed, near.close_code) == (True, 1008)
+    assert near.data_to_send() == b""
+
+
+def test_long_reason_is_cut() -> None:
+    stream = WebsocketStream(server=True)
+    stream.close(1000, "\N{SNOWMAN}" * 100)
+    assert len(stream.data_to_send()) == 2 + 2 + 123
+
+
+# -- any bytes --------------------------------------------------------------
+
+FRAMES = st.builds(
+    masked,
+    st.sampled_from([0x82, 0x82, 0x82, 0x02, 0x00, 0x80, 0x89, 0x8A, 0x81, 0x88]),
+    st.one_of(st.binary(max_size=200), st.integers(0, 20_000).map(bytes)),
+    mask=st.binary(min_size=4, max_size=4),
+)
+
+
+@given(
+    data=st.one_of(st.binary(max_size=60), st.lists(FRAMES, max_size=6).map(b"".join)),
+    cuts=st.lists(st.integers(0, 60_000), max_size=8),
+)
+def test_any_bytes_in_any_chunks_give_what_wsproto_gives(
+    data: bytes, cuts: list[int]
+) -> None:
+    reference, expected, refused, closed = wsproto_end(server=True), b"", False, False
+    for event in events(reference, data):
+        match event:
+            case BytesMessage():
+                expected += event.data
+            case Ping() | Pong():
+                pass
+            case TextMessage():
+                refused = True
+                break
+            case CloseConnection():
+                closed = True
+                refused = reference.state is ConnectionState.OPEN
+
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    stream, got = WebsocketStream(server=True), b""
+    try:
+        for start, end in itertools.pairwise(edges):
+            got += stream.receive_data(data[start:end])
+    except RemoteProtocolError:
+        assert refused
+        assert expected.startswith(got)
+    else:
+        assert got == expected
+        if refused:
+            # wsproto may refuse half a header; we read it when it is whole.
+            with pytest.raises(RemoteProtocolError):
+                stream.receive_data(bytes(16))
+            return
+        assert stream.closed == closed
+
+
+# -- the handshake ----------------------------------------------------------
+
+
+def test_good_request_is_accepted() -> None:
+    answer = check_websocket_request(GOOD_REQUEST, b"GET")
+    assert answer == WebsocketAnswer(
+        101,
+        headers=(
+            (b"Connection", b"Upgrade"),
+            (b"Sec-Websocket-Accept", ACCEPT),
+            (b"Sec-Websocket-Protocol", b"derp"),
+            (b"Upgrade", b"websocket"),
+        ),
+        speaks_derp=True,
+    )
+    assert encode_websocket_response(answer) == (
+        b"HTTP/1.1 101 Switching Protocols\r\n"
+        b"Connection: Upgrade\r\n"
+        b"Sec-Websocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+        b"Sec-Websocket-Protocol: derp\r\n"
+        b"Upgrade: websocket\r\n"
+        b"\r\n"
+    )
+
+
+def changed(name: bytes, *values: bytes) -> list[tuple[bytes, bytes]]:
+    """GOOD_REQUEST with other values of one header."""
+    rest = [header for header in GOOD_REQUEST if header[0] != name]
+    return rest + [(name, value) for value in values]
+
+
+def test_origin_and_extensions_do_not_matter() -> None:
+    headers = [
+        *GOOD_REQUEST,
+        (b"origin", b"https://evil.example"),
+        (b"sec-websocket-extensions", b"permessage-deflate"),
+    ]
+    answer = check_websocket_request(headers, b"GET")
+    assert answer == check_websocket_request(GOOD_REQUEST, b"GET")
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen", "speaks_derp"),
+    [
+        (b"chat, derp", b"derp", True),
+        (b"xderp", None, False),
+        (b"derp.v2,", None, False),
+        (b"DERP, derp", b"DERP", False),
+    ],
+)
+def test_subprotocol(offered: bytes, chosen: bytes | None, speaks_derp: bool) -> None:
+    answer = check_websocket_request(
+        changed(b"sec-websocket-protocol", offered), b"GET"
+    )
+    assert (answer.status, answer.speaks_derp) == (101, speaks_derp)
+    assert dict(answer.headers).get(b"Sec-Websocket-Protocol") == chosen
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "text"),
+    [
+        (
+            changed(b"connection", b"close"),
+            426,
+            (
+                'WebSocket protocol violation: Connection header "close" does not '
+                "contain Upgrade"
+            ),
+        ),
+        (
+            changed(b"connection"),
+            426,
+            (
+                'WebSocket protocol violation: Connection header "" does not '
+                "contain Upgrade"
+            ),
+        ),
+        (
+            changed(b"upgrade", b'h2"c'),
+            426,
+            (
+                'WebSocket protocol violation: Upgrade header "h2\\"c" does not '
+                "contain websocket"
+            ),
+        ),
+        (
+            changed(b"sec-websocket-version", b"8"),
+            400,
+            'unsupported WebSocket protocol version (only 13 is supported): "8"',
+        ),
+        (
+            changed(b"sec-websocket-key"),
+            400,
+            "WebSocket protocol violation: missing Sec-WebSocket-Key",
+        ),
+        (
+            changed(b"sec-websocket-key", KEY.encode(), KEY.encode()),
+            400,
+            "WebSocket protocol violation: multiple Sec-WebSocket-Key headers",
+        ),
+        (
+            changed(b"sec-websocket-key", b"c2hvcnQ="),
+            400,
+            (
+                'WebSocket protocol violation: invalid Sec-WebSocket-Key "c2hvcnQ=", '
+                "must be a 16 byte base64 encoded string"
+            ),
+        ),
+        (
+            changed(b"sec-websocket-key", b"\xff"),
+            400,
+            (
+                'WebSocket protocol violation: invalid Sec-WebSocket-Key "\\xff", '
+                "must be a 16 byte base64 encoded string"
+            ),
+        ),
+    ],
+)
+def test_refusals(headers: list[tuple[bytes, bytes]], status: int, text: str) -> None:
+    answer = check_websocket_request(headers, b"GET")
+    assert (answer.status, answer.text, answer.speaks_derp) == (status, text, False)
+    with pytest.raises(LocalProtocolError):
+        encode_websocket_response(answer)
+
+
+def test_refusals_name_what_would_do() -> None:
+    upgrade = check_websocket_request(changed(b"connection"), b"GET")
+    assert upgrade.headers == ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
+    version = check_websocket_request(changed(b"sec-websocket-version"), b"GET")
+    assert version.headers == ((b"Sec-Websocket-Version", b"13"),)
+
+
+def test_only_get_and_only_http_1_1() -> None:
+    answer = check_websocket_request(GOOD_REQUEST, b"POST")
+    assert answer == WebsocketAnswer(
+        405,
+        text="WebSocket protocol violation: handshake request method is not GET "
+        'but "POST"',
+    )
+    answer = check_websocket_request(GOOD_REQUEST, b"GET", http_version=b"1.0")
+    assert answer == WebsocketAnswer(
+        426,
+        text="WebSocket protocol violation: handshake request must be at least "
+        'HTTP/1.1: "HTTP/1.0"',
+    )
+
+
+def test_request_on_the_wire() -> None:
+    wire = encode_websocket_request("d:444", KEY, headers=[("X-Token", "s3cret")])
+    assert wire == (
+        b"GET /derp HTTP/1.1\r\n"
+        b"Host: d:444\r\n"
+        b"User-Agent: tailnet\r\n"
+        b"Connection: Upgrade\r\n"
+        b"Upgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        b"Sec-WebSocket-Protocol: derp\r\n"
+        b"X-Token: s3cret\r\n"
+        b"\r\n"
+    )
+    with pytest.raises(LocalProtocolError):
+        encode_websocket_request("d", "two\r\nlines")
+
+
+def test_keys_are_good_and_new() -> None:
+    keys = {generate_websocket_key() for _ in range(20)}
+    assert len(keys) == 20
+    for key in keys:
+        headers = changed(b"sec-websocket-key", key.encode())
+        assert check_websocket_request(headers, b"GET").status == 101
+
+
+def check_response(status: str, *headers: bytes) -> None:
+    wire = b"\r\n".join([b"HTTP/1.1 " + status.encode(), *headers, b"", b""])
+    head = ResponseReader().receive_data(wire)
+    assert head is not None
+    check_websocket_response(head, KEY)
+
+
+GOOD_RESPONSE = (
+    b"Connection: upgrade",
+    b"Upgrade: WebSocket",
+    b"Sec-WebSocket-Accept: " + ACCEPT,
+)
+
+
+@pytest.mark.parametrize("more", [[], [b"Sec-WebSocket-Protocol: derp"]])
+def test_good_response(more: list[bytes]) -> None:
+    check_response("101 Switching Protocols", *GOOD_RESPONSE, *more)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "problem"),
+    [
+        ("200 OK", GOOD_RESPONSE, "status 200"),
+        ("101 X", GOOD_RESPONSE[1:], "no Connection"),
+        ("101 X", (GOOD_RESPONSE[0], GOOD_RESPONSE[2]), "no Upgrade"),
+        ("101 X", GOOD_RESPONSE[:2], "Sec-WebSocket-Accept"),
+        (
+            "101 X",
+            (*GOOD_RESPONSE, b"Sec-WebSocket-Protocol: chat"),
+            'subprotocol "chat"',
+        ),
+        (
+            "101 X",
+            (*GOOD_RESPONSE, b"Sec-WebSocket-Extensions: permessage-deflate"),
+            "extensions",
+        ),
+    ],
+)
+def test_bad_response(status: str, headers: tuple[bytes, ...], problem: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=problem):
+        check_response(status, *headers)
+
+
+def test_handshake_of_both_ends() -> None:
+    key = generate_websocket_key()
+    request = encode_websocket_request("d", key)
+    lines = request.split(b"\r\n")[1:-2]
+    headers = [(n, v) for n, _, v in (line.partition(b": ") for line in lines)]
+    answer = check_websocket_request(headers, b"GET")
+    relay, client = WebsocketStream(server=True), WebsocketStream(server=False)
+    wire = encode_websocket_response(answer) + relay.encode(b"ServerKey")
+    head = ResponseReader().receive_data(wire)
+    assert head is not None
+    check_websocket_response(head, key)
+    assert client.receive_data(head.rest) == b"ServerKey"
