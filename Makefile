@@ -35,6 +35,14 @@ lock: install
 	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
 	  --allow-unsafe --extra dev -o requirements/dev.txt pyproject.toml
 
+# The real peers of tests/interop; all that cannot be had is named with a reason.
+peers: install
+	@$(BIN)/python tools/install_peers.py
+
+demo: install
+	@$(BIN)/python tools/install_peers.py wheels
+	@$(BIN)/python -m demo.relay_demo $(DEMO)
+
 fmt: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

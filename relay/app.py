@@ -30,6 +30,7 @@ from relay.front.listeners import (
 )
 from relay.front.router import Front
 from relay.keyfile import find_key_file, load_or_create_key
+from relay.memory import HeapTrimmer
 from relay.pages.page import Request, Response
 from tailnet.errors import ConfigError
 from tailnet.keys import NodePrivate
@@ -134,7 +135,7 @@ async def open_relay(
     listener = _listen(relay, "derp", settings.listen, options)
     async with trio.open_nursery() as services:
         services.start_soon(switch.run)
-        services.start_soon(_log_events, switch)
+        services.start_soon(_watch_events, switch)
         async with trio.open_nursery() as sessions, trio.open_nursery() as acceptors:
             acceptors.start_soon(
                 _accept, listener, front, sessions, limiter if certificates else None
@@ -174,12 +175,14 @@ def _listen(
     return listener
 
 
-async def _log_events(switch: Switch) -> None:
+async def _watch_events(switch: Switch) -> None:
+    trimmer = HeapTrimmer()
     while True:
         for event in await switch.wait_events():
             if isinstance(event, ConnectionClosed):
                 note = log.info if event.by_fault else log.debug
                 note("client left", key=event.key.short, reason=event.reason)
+                trimmer.note_connections(event.remaining)
 
 
 def _page(request: Request) -> Response:

@@ -55,8 +55,7 @@ _WRITE_DEADLINE: Final = "write deadline"
 
 class _Timer(NamedTuple):
     deadline: float  # seconds
-    order: int  # so that no two timers compare further
-    connection: Connection
+    conn_id: ConnId  # not the connection: a timer would keep it in memory
     kind: Literal["keep alive", "write deadline"]
 
 
@@ -95,7 +94,6 @@ class PureSwitch:
         self._epoll = select.epoll()
         self._buffer = memoryview(bytearray(READ_LEN))
         self._timers: list[_Timer] = []
-        self._timer_order = 0
         self._earlier_timer = trio.Event()
         self._events: list[SwitchEvent] = []
         self._event = trio.Event()
@@ -263,11 +261,10 @@ class PureSwitch:
                 reason,
                 by_fault,
                 connection.statistics(),
+                len(self._by_id),
             )
         )
         self._event.set()
-        # A timer may hold the object for a minute: let the large parts go.
-        connection.tls = connection.websocket = None
         client = connection.client
         client.remove(connection)
         for heard in connection.heard or ():
@@ -364,10 +361,7 @@ class PureSwitch:
         connection: Connection,
         kind: Literal["keep alive", "write deadline"],
     ) -> None:
-        self._timer_order += 1
-        heapq.heappush(
-            self._timers, _Timer(deadline, self._timer_order, connection, kind)
-        )
+        heapq.heappush(self._timers, _Timer(deadline, connection.id, kind))
         if self._timers[0].deadline == deadline:
             self._earlier_timer.set()
 
@@ -381,12 +375,12 @@ class PureSwitch:
             self.now = now = trio.current_time()
             while timers and timers[0].deadline <= now:
                 timer = heapq.heappop(timers)
-                if not timer.connection.closed:
-                    self._fire(timer)
+                connection = self._by_id.get(timer.conn_id)
+                if connection is not None:
+                    self._fire(timer, connection)
             self._flush_dirty()
 
-    def _fire(self, timer: _Timer) -> None:
-        connection = timer.connection
+    def _fire(self, timer: _Timer, connection: Connection) -> None:
         if timer.kind == _KEEP_ALIVE:
             if self.send_control(connection, KEEP_ALIVE):
                 self.counters.keep_alives_sent += 1
