@@ -52,14 +52,11 @@ class DebugAccess:
         Raises:
             ConfigError: A prefix is none.
         """
-        trusted = []
-        for text in environ.get("TS_DEBUG_TRUSTED_CIDRS", "").split(","):
-            if text := text.strip():
-                trusted.append(_parse_prefix(text))
+        texts = environ.get("TS_DEBUG_TRUSTED_CIDRS", "").split(",")
         return cls(
             key_path=environ.get("TS_DEBUG_KEY_PATH", ""),
             allowed_ip=environ.get("TS_ALLOW_DEBUG_IP", ""),
-            trusted=tuple(trusted),
+            trusted=tuple(_parse_prefix(t.strip()) for t in texts if t.strip()),
         )
 
     def allows(self, request: Request) -> bool:
@@ -111,6 +108,4 @@ def _parse_prefix(text: str) -> _Network:
             raise ValueError("no prefix")
         return ipaddress.ip_network(text, strict=False)
     except ValueError as exc:
-        raise ConfigError(
-            f"invalid CIDR in TS_DEBUG_TRUSTED_CIDRS: {text!r}"
-        ) from exc
+        raise ConfigError(f"invalid CIDR in TS_DEBUG_TRUSTED_CIDRS: {text!r}") from exc

@@ -95,7 +95,9 @@ def redirect(
         headers += (HTML_TYPE,)
     if request.method == "GET":
         # Go's name for the quote is &#34;, Python's is &quot;.
-        link = html.escape(location).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+        link = (
+            html.escape(location).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+        )
         body = f'<a href="{link}">{_REASONS[status]}</a>.\n\n'.encode()
     return Response(status, (*headers, ("Location", location)), body)
 
