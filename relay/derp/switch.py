@@ -15,6 +15,7 @@ from typing import NewType, Protocol
 
 from relay.front.tls import TlsConnection
 from tailnet.derp.handshake import ClientInfo
+from tailnet.derp.websocket import WebsocketStream
 from tailnet.keys import NodePublic
 
 __all__ = (
@@ -22,7 +23,6 @@ __all__ = (
     "ConnectionClosed",
     "ConnectionStatistics",
     "DropReason",
-    "Framing",
     "Hello",
     "KeyGone",
     "Limits",
@@ -33,13 +33,6 @@ __all__ = (
 )
 
 ConnId = NewType("ConnId", int)
-
-
-class Framing(enum.Enum):
-    """What stands between TLS (or TCP) and the DERP bytes."""
-
-    DERP = "derp"
-    WEBSOCKET = "websocket"
 
 
 class PacketKind(enum.StrEnum):
@@ -111,6 +104,7 @@ class ConnectionClosed:
         reason: One line for the log: what ended it.
         by_fault: Whether the client broke the protocol.
         statistics: What it did while it lived.
+        remaining: Connections that the switch has left.
     """
 
     id: ConnId
@@ -118,6 +112,7 @@ class ConnectionClosed:
     reason: str
     by_fault: bool
     statistics: ConnectionStatistics
+    remaining: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +185,7 @@ class Switch(Protocol):
         *,
         leftover: bytes = b"",
         tls: TlsConnection | None = None,
-        framing: Framing = Framing.DERP,
+        websocket: WebsocketStream | None = None,
         limits: Limits | None = None,
     ) -> ConnId:
         """Take over a connection whose handshake is done.
@@ -204,11 +199,10 @@ class Switch(Protocol):
             sock: A connected, non-blocking stream socket. It belongs to the
                 switch from here on; no task may wait on it any more.
             hello: Who it is, and what it is told first.
-            leftover: Bytes already read that belong to the DERP stream
-                (behind TLS and websocket framing has not been undone yet:
-                plaintext of TLS, raw websocket bytes under WEBSOCKET).
+            leftover: DERP bytes that were read behind the handshake, free of
+                TLS and websocket framing.
             tls: The TLS state, if there is any; also moves in.
-            framing: What is between TLS and DERP.
+            websocket: The websocket state, if there is any; also moves in.
             limits: Bounds for this connection, or None for the switch's own.
         """
         ...
@@ -240,6 +234,10 @@ class Switch(Protocol):
 
     async def wait_events(self) -> list[SwitchEvent]:
         """Wait until something happened, and take all that did."""
+        ...
+
+    async def wait_flushed(self) -> None:
+        """Wait until no packet waits in any queue."""
         ...
 
     async def run(self) -> None:

@@ -37,6 +37,11 @@ class TlsConnection(Protocol):
         """``TLSv1.3`` or ``TLSv1.2`` once ready."""
         ...
 
+    @property
+    def pending(self) -> bool:
+        """Whether ``take()`` has something."""
+        ...
+
     def feed(self, data: bytes | memoryview) -> bytes:
         """Take bytes of the network; return the plaintext in them.
 
@@ -51,6 +56,10 @@ class TlsConnection(Protocol):
 
     def take(self) -> bytes:
         """Bytes for the network. To be called after ``feed`` too."""
+        ...
+
+    def close(self) -> None:
+        """Say close_notify; ``take()`` has it. Nothing is written after it."""
         ...
 
 
@@ -73,17 +82,27 @@ class PureTls:
     def version(self) -> str | None:
         return self._object.version()
 
+    @property
+    def pending(self) -> bool:
+        return self._outgoing.pending > 0
+
     def feed(self, data: bytes | memoryview) -> bytes:
-        self._incoming.write(data)
+        incoming = self._incoming
+        incoming.write(data)
         chunks: list[bytes] = []
         try:
             if not self.ready:
                 self._object.do_handshake()
                 self.ready = True
             read = self._object.read
-            while chunk := read(READ_LEN):
+            # A read takes a whole record, so once the bytes are used up there
+            # is nothing to be had; asking for it would cost an exception.
+            while incoming.pending:
+                chunk = read(READ_LEN)
+                if not chunk:
+                    self.closed = True
+                    break
                 chunks.append(chunk)
-            self.closed = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
@@ -97,3 +116,12 @@ class PureTls:
 
     def take(self) -> bytes:
         return self._outgoing.read()
+
+    def close(self) -> None:
+        try:
+            self._object.unwrap()
+        except ssl.SSLError:
+            # Nearly always SSLWantReadError: the peer's own close_notify is
+            # not awaited. Before the handshake is done there is nothing to
+            # close either.
+            pass

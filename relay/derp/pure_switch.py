@@ -1,0 +1,395 @@
+"""The switch in pure Python: one task, one epoll set, no task per connection.
+
+Waking a trio task costs as much as carrying a dozen packets, so connections
+have none. Their sockets are in an epoll set of the switch's own, whose file
+descriptor one task waits for; when it is readable, that task does a *turn*:
+for each socket that is ready, read a batch, route it; then flush every
+connection that got something; then let trio run the others. See
+``docs/design/pure-switch.md`` for the measurements and what else was tried.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import select
+import socket
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+import trio
+
+from relay.derp.clients import Client
+from relay.derp.counters import Counters
+from relay.derp.pure_connection import Connection
+from relay.derp.switch import (
+    ConnectionClosed,
+    ConnectionStatistics,
+    ConnId,
+    DropReason,
+    Hello,
+    KeyGone,
+    Limits,
+    SwitchEvent,
+    SwitchStatistics,
+)
+from relay.front.tls import TlsConnection
+from tailnet.derp.frames import KEEP_ALIVE, PeerGoneReason, encode_peer_gone
+from tailnet.derp.websocket import WebsocketStream
+from tailnet.errors import RemoteProtocolError
+from tailnet.keys import NodePublic
+
+__all__ = ("PureSwitch",)
+
+# Read from one socket before the next has its turn.
+READ_LEN: Final = 256 << 10
+
+# Sockets served before what they sent is flushed. With READ_LEN this bounds
+# what a turn takes in, and so how long a flood delays everyone else.
+SOCKETS_PER_TURN: Final = 32
+
+_KEEP_ALIVE: Final = "keep alive"
+_WRITE_DEADLINE: Final = "write deadline"
+
+
+class _Timer(NamedTuple):
+    deadline: float  # seconds
+    conn_id: ConnId  # not the connection: a timer would keep it in memory
+    kind: Literal["keep alive", "write deadline"]
+
+
+class PureSwitch:
+    """:class:`~relay.derp.switch.Switch` in pure Python on trio.
+
+    Args:
+        limits: Bounds of connections that are adopted without their own.
+        queue_total: Bytes of packets that all queues may hold together;
+            beyond it the fullest queue drops its oldest.
+        jitter: Returns a random number in [0, 1), for KeepAlive.
+    """
+
+    name = "python"
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        queue_total: int = 1 << 30,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._queue_total = queue_total
+        self._jitter = jitter
+        self.counters = Counters()
+        # Of the current turn. One look at the clock serves a whole batch.
+        self.now = 0.0
+        self.clients: dict[bytes, Client[Connection]] = {}
+        # Where packets for a key go; what clients[key].active says.
+        self.active: dict[bytes, Connection] = {}
+        self.dirty: list[Connection] = []
+        self._by_id: dict[ConnId, Connection] = {}
+        self._by_fd: dict[int, Connection] = {}
+        self._next_id = 1
+        self._epoll = select.epoll()
+        self._buffer = memoryview(bytearray(READ_LEN))
+        self._timers: list[_Timer] = []
+        self._earlier_timer = trio.Event()
+        self._events: list[SwitchEvent] = []
+        self._event = trio.Event()
+        self._flushed: trio.Event | None = None
+
+    # -- for the rooms above ------------------------------------------------
+
+    def adopt(
+        self,
+        sock: socket.socket,
+        hello: Hello,
+        *,
+        leftover: bytes = b"",
+        tls: TlsConnection | None = None,
+        websocket: WebsocketStream | None = None,
+        limits: Limits | None = None,
+    ) -> ConnId:
+        self.now = now = trio.current_time()
+        conn_id = ConnId(self._next_id)
+        self._next_id += 1
+        key = bytes(hello.key)
+        client = self.clients.get(key)
+        if client is None:
+            client = self.clients[key] = Client(key)
+        else:
+            self.counters.total_dup_client_conns += 1
+        connection = Connection(
+            self,
+            conn_id,
+            sock,
+            hello,
+            client,
+            tls=tls,
+            websocket=websocket,
+            limits=limits or self._limits,
+            now=now,
+        )
+        self.counters.accepts += 1
+        client.add(connection)
+        self.active[key] = connection
+        self._by_id[conn_id] = connection
+        fd = sock.fileno()
+        self._by_fd[fd] = connection
+        self._epoll.register(fd, select.EPOLLIN)
+        self._set_keep_alive(connection)
+        connection.outbox.put_control(hello.frames)
+        self.mark_dirty(connection)
+        if leftover:
+            try:
+                connection.receive_derp(leftover)
+            except RemoteProtocolError as exc:
+                self.drop_connection(connection, str(exc), by_fault=True)
+        self._flush_dirty()
+        return conn_id
+
+    def send(self, conn: ConnId, frames: bytes) -> bool:
+        connection = self._by_id.get(conn)
+        if connection is None:
+            return False
+        self.now = trio.current_time()
+        queued = self.send_control(connection, frames)
+        self._flush_dirty()
+        return queued
+
+    def close(self, conn: ConnId, reason: str) -> None:
+        connection = self._by_id.get(conn)
+        if connection is not None:
+            self.now = trio.current_time()
+            self.drop_connection(connection, reason)
+            self._flush_dirty()
+
+    def connections(self, key: NodePublic) -> list[ConnId]:
+        client = self.clients.get(bytes(key))
+        return [] if client is None else [c.id for c in client.connections]
+
+    def connection_statistics(self, conn: ConnId) -> ConnectionStatistics | None:
+        connection = self._by_id.get(conn)
+        return None if connection is None else connection.statistics()
+
+    def statistics(self) -> SwitchStatistics:
+        statistics = self.counters.snapshot()
+        connections = self._by_id.values()
+        statistics.current_connections = len(connections)
+        statistics.current_home_connections = sum(c.home for c in connections)
+        statistics.current_not_ideal_connections = sum(
+            c.hello.not_ideal for c in connections
+        )
+        statistics.clients = len(self.clients)
+        for client in self.clients.values():
+            if client.is_duplicate:
+                statistics.dup_client_keys += 1
+                statistics.dup_client_conns += len(client.connections)
+        return statistics
+
+    async def wait_events(self) -> list[SwitchEvent]:
+        while not self._events:
+            await self._event.wait()
+        events, self._events = self._events, []
+        self._event = trio.Event()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return events
+
+    async def wait_flushed(self) -> None:
+        while self.counters.queued_bytes:
+            self._flushed = trio.Event()
+            await self._flushed.wait()
+        await trio.lowlevel.checkpoint()
+
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_timers)
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self._turn()
+        finally:
+            self.now = trio.current_time()
+            for connection in list(self._by_id.values()):
+                self.drop_connection(connection, "the relay is shutting down")
+            self.dirty.clear()
+            self._epoll.close()
+
+    # -- for connections ----------------------------------------------------
+
+    def mark_dirty(self, connection: Connection) -> None:
+        """Have ``connection`` flushed at the end of this turn."""
+        if not connection.dirty:
+            connection.dirty = True
+            self.dirty.append(connection)
+
+    def send_control(self, connection: Connection, frames: bytes) -> bool:
+        """Queue control frames, to be flushed at the end of this turn."""
+        if connection.closed or not connection.outbox.put_control(frames):
+            return False
+        self.mark_dirty(connection)
+        return True
+
+    def note_activity(self, connection: Connection) -> None:
+        """One of several connections of a key has sent something."""
+        connection.client.note_activity(connection)
+        self.active[connection.key] = connection
+
+    def drop_connection(
+        self, connection: Connection, reason: str, *, by_fault: bool = False
+    ) -> None:
+        """Take a connection out, and tell whom it concerns."""
+        if connection.closed:
+            return
+        connection.closed = True
+        sock = connection.sock
+        del self._by_id[connection.id]
+        del self._by_fd[sock.fileno()]
+        self._epoll.unregister(sock)
+        connection.last_words()
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the client was quicker
+        sock.close()
+        connection.outbox.drop_all(DropReason.GONE_DISCONNECTED)
+        self._events.append(
+            ConnectionClosed(
+                connection.id,
+                connection.hello.key,
+                reason,
+                by_fault,
+                connection.statistics(),
+                len(self._by_id),
+            )
+        )
+        self._event.set()
+        client = connection.client
+        client.remove(connection)
+        for heard in connection.heard or ():
+            heard.heard_by.discard(connection)
+        connection.heard = None
+        if client.active is not None:
+            self.active[client.key] = client.active
+        else:
+            del self.active[client.key]
+        if not client.connections:
+            del self.clients[client.key]
+            self._tell_gone(client)
+
+    def _tell_gone(self, client: Client[Connection]) -> None:
+        """derpserver.go notePeerGoneFromRegionLocked."""
+        self._events.append(KeyGone(NodePublic(client.key)))
+        frame = encode_peer_gone(NodePublic(client.key), PeerGoneReason.DISCONNECTED)
+        for connection in client.heard_by:
+            if connection.heard is not None:
+                connection.heard.discard(client)
+            if self.send_control(connection, frame):
+                self.counters.peer_gone_disconnected_frames += 1
+
+    # -- the turn -----------------------------------------------------------
+
+    def _turn(self) -> None:
+        self.now = trio.current_time()
+        for fd, mask in self._epoll.poll(0, SOCKETS_PER_TURN):
+            connection = self._by_fd.get(fd)
+            if connection is None:
+                continue  # an earlier one of this turn has ended it
+            if mask & ~select.EPOLLOUT:
+                connection.handle_readable(self._buffer)
+            if mask & select.EPOLLOUT:
+                self.mark_dirty(connection)
+        self._flush_dirty()
+
+    def _flush_dirty(self) -> None:
+        if self.counters.queued_bytes > self._queue_total:
+            self._relieve()
+        dirty = self.dirty
+        while dirty:
+            connection = dirty.pop()
+            connection.dirty = False
+            if not connection.closed:
+                self._flush(connection)
+        if self._flushed is not None and not self.counters.queued_bytes:
+            self._flushed.set()
+
+    def _flush(self, connection: Connection) -> None:
+        try:
+            done = connection.flush()
+        except OSError as exc:
+            self.drop_connection(connection, f"write: {exc.strerror}")
+            return
+        if done == connection.watched:
+            # Watch for room exactly while something waits for it.
+            connection.watched = not done
+            self._epoll.modify(
+                connection.sock,
+                select.EPOLLIN if done else select.EPOLLIN | select.EPOLLOUT,
+            )
+            if not done and connection.limits.write_timeout > 0:
+                self._set_timer(
+                    self.now + connection.limits.write_timeout,
+                    connection,
+                    _WRITE_DEADLINE,
+                )
+
+    def _relieve(self) -> None:
+        """Too much waits in all: the fullest queues drop their oldest."""
+        full = sorted(
+            (c for c in self._by_id.values() if c.outbox.queued_bytes),
+            key=lambda c: c.outbox.queued_bytes,
+        )
+        while full and self.counters.queued_bytes > self._queue_total:
+            fullest = full.pop()
+            excess = self.counters.queued_bytes - self._queue_total
+            fullest.outbox.drop_oldest_bytes(excess)
+
+    # -- timers -------------------------------------------------------------
+
+    def _set_keep_alive(self, connection: Connection) -> None:
+        limits = connection.limits
+        # derpserver.go sendLoop: one jitter for the life of the connection,
+        # so that a restart does not make all clients tick together.
+        interval = limits.keep_alive + limits.keep_alive_jitter * self._jitter()
+        connection.keep_alive_interval = interval
+        self._set_timer(self.now + interval, connection, _KEEP_ALIVE)
+
+    def _set_timer(
+        self,
+        deadline: float,
+        connection: Connection,
+        kind: Literal["keep alive", "write deadline"],
+    ) -> None:
+        heapq.heappush(self._timers, _Timer(deadline, connection.id, kind))
+        if self._timers[0].deadline == deadline:
+            self._earlier_timer.set()
+
+    async def _run_timers(self) -> None:
+        timers = self._timers
+        while True:
+            self._earlier_timer = trio.Event()
+            deadline = timers[0].deadline if timers else math.inf
+            with trio.move_on_at(deadline):
+                await self._earlier_timer.wait()
+            self.now = now = trio.current_time()
+            while timers and timers[0].deadline <= now:
+                timer = heapq.heappop(timers)
+                connection = self._by_id.get(timer.conn_id)
+                if connection is not None:
+                    self._fire(timer, connection)
+            self._flush_dirty()
+
+    def _fire(self, timer: _Timer, connection: Connection) -> None:
+        if timer.kind == _KEEP_ALIVE:
+            if self.send_control(connection, KEEP_ALIVE):
+                self.counters.keep_alives_sent += 1
+            interval = connection.keep_alive_interval
+            self._set_timer(timer.deadline + interval, connection, _KEEP_ALIVE)
+        elif connection.watched:
+            deadline = connection.progress_at + connection.limits.write_timeout
+            if deadline > self.now:
+                self._set_timer(deadline, connection, _WRITE_DEADLINE)
+                return
+            self.counters.write_timeouts += 1
+            self.drop_connection(connection, "the client does not read")

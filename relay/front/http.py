@@ -1,0 +1,181 @@
+"""HTTP/1.1 for the relay: heads in, small answers out, no I/O.
+
+h11 does the parsing; here are the bounds, and the words of Go's ``net/http``
+for requests that are no requests.
+"""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Iterable
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Final
+
+import h11
+
+from tailnet.derp.upgrade import MAX_HEAD_LEN
+
+__all__ = ("HttpError", "HttpReader", "RequestHead", "encode_answer", "encode_switch")
+
+# A body is read to find its end and thrown away. No route takes one.
+MAX_BODY_LEN: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The head of a request.
+
+    Attributes:
+        method: As sent.
+        target: As sent.
+        headers: Names in lower case, in their order.
+        http_version: ``1.0`` or ``1.1``.
+        keep_alive: Whether another request may follow on the connection.
+    """
+
+    method: str
+    target: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    http_version: bytes
+    keep_alive: bool
+
+
+class HttpError(Exception):
+    """A request that gets an error and the end of its connection.
+
+    Attributes:
+        status: The status to answer with.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status = status
+
+    def answer(self) -> bytes:
+        """What Go's server says (net/http server.go, serve)."""
+        reason = http.HTTPStatus(self.status).phrase
+        return (
+            f"HTTP/1.1 {self.status} {reason}\r\n"
+            "Content-Type: text/plain; charset=utf-8\r\n"
+            "Connection: close\r\n"
+            "\r\n"
+            f"{self.status} {reason}"
+        ).encode()
+
+
+class HttpReader:
+    """The requests of one connection.
+
+    Feed it with ``receive_data``; ``next_request`` returns a head when the
+    whole request, body included, has come. After an answer that keeps the
+    connection, call ``next_cycle``.
+    """
+
+    __slots__ = ("_body_len", "_connection", "_head")
+
+    def __init__(self) -> None:
+        self._connection = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=MAX_HEAD_LEN
+        )
+        self._head: h11.Request | None = None
+        self._body_len = 0
+
+    def receive_data(self, data: bytes) -> None:
+        """Add bytes from the network; ``b""`` if the client has closed."""
+        self._connection.receive_data(data)
+
+    def next_request(self) -> RequestHead | None:
+        """Take the next request, or None until more bytes come.
+
+        Raises:
+            HttpError: The client does not speak HTTP, or too much of it.
+        """
+        try:
+            while True:
+                event = self._connection.next_event()
+                if isinstance(event, h11.Request):
+                    self._head = event
+                    if self._connection.they_are_waiting_for_100_continue:
+                        return self._take_head(keep_alive=False)
+                elif isinstance(event, h11.Data):
+                    self._body_len += len(event.data)
+                    if self._body_len > MAX_BODY_LEN:
+                        raise HttpError(413, f"body of over {MAX_BODY_LEN} bytes")
+                elif isinstance(event, h11.EndOfMessage):
+                    return self._take_head(keep_alive=True)
+                else:
+                    return None
+        except h11.RemoteProtocolError as exc:
+            raise HttpError(exc.error_status_hint, str(exc)) from exc
+
+    def _take_head(self, *, keep_alive: bool) -> RequestHead:
+        head, self._head, self._body_len = self._head, None, 0
+        assert head is not None  # h11 gives nothing else before it
+        connection = {
+            token.strip()
+            for name, value in head.headers
+            if name == b"connection"
+            for token in value.lower().split(b",")
+        }
+        # RFC 9112 9.3: HTTP/1.0 keeps the connection only when told so.
+        if head.http_version == b"1.0":
+            keep_alive = keep_alive and b"keep-alive" in connection
+        return RequestHead(
+            method=head.method.decode("latin-1"),
+            target=head.target.decode("latin-1"),
+            headers=tuple((bytes(n), bytes(v)) for n, v in head.headers),
+            http_version=bytes(head.http_version),
+            keep_alive=keep_alive and b"close" not in connection,
+        )
+
+    def take_rest(self) -> bytes:
+        """Bytes behind the request, for the protocol that follows it."""
+        return bytes(self._connection.trailing_data[0])
+
+    def next_cycle(self) -> None:
+        """An answer was sent: get ready for the next request."""
+        rest = self.take_rest()
+        self._connection = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=MAX_HEAD_LEN
+        )
+        if rest:
+            self._connection.receive_data(rest)
+
+
+def encode_answer(
+    status: int,
+    headers: Iterable[tuple[str, str]],
+    body: bytes,
+    *,
+    method: str,
+    keep_alive: bool,
+) -> bytes:
+    """Encode an answer with a known body.
+
+    Args:
+        status: HTTP status.
+        headers: Without Date, Content-Length and Connection.
+        body: Left out, but counted, for HEAD.
+        method: Of the request.
+        keep_alive: Whether the connection goes on afterwards.
+    """
+    reason = http.HTTPStatus(status).phrase
+    lines = [f"HTTP/1.1 {status} {reason}"]
+    lines += (f"{name}: {value}" for name, value in headers)
+    lines.append(f"Date: {formatdate(usegmt=True)}")
+    # RFC 9110 8.6: a 204 or 304 has no content, nor a length of it.
+    bodiless = status in (204, 304)
+    if not bodiless:
+        lines.append(f"Content-Length: {len(body)}")
+    if not keep_alive:
+        lines.append("Connection: close")
+    head = "\r\n".join((*lines, "", "")).encode("latin-1", "replace")
+    return head if bodiless or method == "HEAD" else head + body
+
+
+def encode_switch(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Encode a 101, after which the connection speaks another protocol."""
+    lines = ["HTTP/1.1 101 Switching Protocols"]
+    lines += (f"{name}: {value}" for name, value in headers)
+    return "\r\n".join((*lines, "", "")).encode("latin-1")

@@ -1,0 +1,144 @@
+"""A client's connection until the switch takes it over, or a page is served.
+
+Socket and TLS state stay apart, and no task of ours waits on the socket behind
+a caller's back: both can be handed to the switch at any moment.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import trio
+
+from relay.front.tls import TlsConnection, TlsError
+
+__all__ = ("Wire",)
+
+_READ_LEN: Final = 16 << 10
+
+
+class Wire:
+    """Bytes from and to a client, with or without TLS.
+
+    Deadlines are the caller's: every ``await`` here may be cancelled, and the
+    wire is then only fit to be closed.
+
+    Args:
+        sock: Connected and non-blocking; closed by :meth:`close`.
+        tls: The server's end of TLS, or None for plain TCP.
+    """
+
+    def __init__(self, sock: socket.socket, tls: TlsConnection | None) -> None:
+        self._sock: socket.socket | None = sock
+        self.tls = tls
+        self._early = b""  # came with the last bytes of the TLS handshake
+
+    async def start_tls(self) -> None:
+        """Do the TLS handshake, if there is TLS.
+
+        Raises:
+            TlsError: The client does not speak TLS, or not with us.
+            OSError: The connection broke.
+        """
+        tls = self.tls
+        while tls is not None and not tls.ready:
+            data = await self._receive_raw()
+            if not data:
+                raise TlsError("hung up in the handshake")
+            try:
+                self._early += tls.feed(data)
+            except TlsError:
+                self._try_send(tls.take())  # the alert
+                raise
+            if tls.pending:
+                await self._send_raw(tls.take())
+
+    async def receive(self) -> bytes:
+        """The next bytes from the client; ``b""`` when it has closed.
+
+        Raises:
+            TlsError: A record is bad.
+            OSError: The connection broke.
+        """
+        if self._early:
+            data, self._early = self._early, b""
+            return data
+        while True:
+            data = await self._receive_raw()
+            tls = self.tls
+            if tls is None or not data:
+                return data
+            data = tls.feed(data)
+            if tls.pending:
+                await self._send_raw(tls.take())
+            if data or tls.closed:
+                return data
+
+    async def send(self, data: bytes) -> None:
+        """Send all of ``data``.
+
+        Raises:
+            OSError: The connection broke.
+        """
+        if self.tls is not None:
+            self.tls.write(data)
+            data = self.tls.take()
+        await self._send_raw(data)
+
+    def release(self) -> tuple[socket.socket, TlsConnection | None]:
+        """Give the socket and its TLS state away; the wire is then empty."""
+        sock, self._sock = self._socket(), None
+        return sock, self.tls
+
+    def close(self) -> None:
+        """Close the connection; fine to call after :meth:`release`."""
+        sock = self._sock
+        if sock is None:
+            return
+        if self.tls is not None and self.tls.ready:
+            self.tls.close()
+            self._try_send(self.tls.take())
+        try:
+            # What was sent arrives even if the client has sent more than was
+            # read; close alone would turn into a reset that eats our answer.
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # already gone
+        sock.close()
+        self._sock = None
+
+    def try_send_plain(self, data: bytes) -> None:
+        """Send past TLS what fits now: to a client that does not speak it."""
+        self._try_send(data)
+
+    def _try_send(self, data: bytes) -> None:
+        try:
+            if data:
+                self._socket().send(data)
+        except OSError:
+            pass  # it was a courtesy
+
+    def _socket(self) -> socket.socket:
+        if self._sock is None:
+            raise trio.ClosedResourceError("this connection was given away")
+        return self._sock
+
+    async def _receive_raw(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        sock = self._socket()
+        while True:
+            try:
+                return sock.recv(_READ_LEN)
+            except (BlockingIOError, InterruptedError):
+                await trio.lowlevel.wait_readable(sock)
+
+    async def _send_raw(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        sock = self._socket()
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[sock.send(view) :]
+            except (BlockingIOError, InterruptedError):
+                await trio.lowlevel.wait_writable(sock)
