@@ -368,7 +368,8 @@ class Connection:
         try:
             data = b""
             if self.websocket is not None:
-                data = self.websocket.data_to_send() + self.websocket.close()
+                self.websocket.close()
+                data = self.websocket.data_to_send()
             if self.tls is not None:
                 if data:
                     self.tls.write(data)

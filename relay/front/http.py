@@ -16,7 +16,7 @@ import h11
 
 from tailnet.derp.upgrade import MAX_HEAD_LEN
 
-__all__ = ("HttpError", "HttpReader", "RequestHead", "encode_answer")
+__all__ = ("HttpError", "HttpReader", "RequestHead", "encode_answer", "encode_switch")
 
 # A body is read to find its end and thrown away. No route takes one.
 MAX_BODY_LEN: Final = 64 << 10
@@ -30,12 +30,14 @@ class RequestHead:
         method: As sent.
         target: As sent.
         headers: Names in lower case, in their order.
+        http_version: ``1.0`` or ``1.1``.
         keep_alive: Whether another request may follow on the connection.
     """
 
     method: str
     target: str
     headers: tuple[tuple[bytes, bytes], ...]
+    http_version: bytes
     keep_alive: bool
 
 
@@ -123,6 +125,7 @@ class HttpReader:
             method=head.method.decode("latin-1"),
             target=head.target.decode("latin-1"),
             headers=tuple((bytes(n), bytes(v)) for n, v in head.headers),
+            http_version=bytes(head.http_version),
             keep_alive=keep_alive and b"close" not in connection,
         )
 
@@ -169,3 +172,10 @@ def encode_answer(
         lines.append("Connection: close")
     head = "\r\n".join((*lines, "", "")).encode("latin-1", "replace")
     return head if bodiless or method == "HEAD" else head + body
+
+
+def encode_switch(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Encode a 101, after which the connection speaks another protocol."""
+    lines = ["HTTP/1.1 101 Switching Protocols"]
+    lines += (f"{name}: {value}" for name, value in headers)
+    return "\r\n".join((*lines, "", "")).encode("latin-1")

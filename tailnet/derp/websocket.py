@@ -303,6 +303,11 @@ class WebsocketStream:
                 CloseConnection(code=code, reason=reason)
             )
 
+    @property
+    def pending(self) -> bool:
+        """Whether ``data_to_send`` has something."""
+        return bool(self._out) or self._pong is not None
+
     def data_to_send(self) -> bytes:
         """Take the replies to what was received: Pong and Close."""
         out, self._out = (self._pong or b"") + self._out, b""
@@ -330,6 +335,10 @@ class WebsocketAnswer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     text: str = ""
     speaks_derp: bool = False
+
+    def text_headers(self) -> tuple[tuple[str, str], ...]:
+        """The headers as text."""
+        return tuple((n.decode(), v.decode("latin-1")) for n, v in self.headers)
 
 
 def check_websocket_request(

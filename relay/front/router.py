@@ -1,0 +1,234 @@
+"""Who is this connection for? TLS, HTTP head, then DERP or a page.
+
+One task serves one connection until it is closed or the switch has taken it.
+Everything a client can do wrong ends in that task.
+"""
+
+from __future__ import annotations
+
+import ssl
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from socket import socket
+from typing import Final
+
+import structlog
+import trio
+
+from relay.derp.session import DerpService
+from relay.front.http import (
+    HttpError,
+    HttpReader,
+    RequestHead,
+    encode_answer,
+    encode_switch,
+)
+from relay.front.listeners import peer_address
+from relay.front.tls import PureTls, TlsError
+from relay.front.wire import Wire
+from relay.pages.page import Request, Response, go_error
+from tailnet.derp.upgrade import (
+    DERP_PATH,
+    UPGRADE_REQUIRED,
+    UpgradeKind,
+    UpgradeRequest,
+    decode_upgrade_request,
+)
+from tailnet.derp.websocket import (
+    CLOSE_POLICY_VIOLATION,
+    MUST_SPEAK_DERP,
+    WebsocketStream,
+    check_websocket_request,
+)
+
+__all__ = ("HANDSHAKE_TIMEOUT", "Front", "FrontStatistics")
+
+log = structlog.get_logger("relay.front")
+
+# From accept to adoption, or to the first whole request. derper gives 30 s to
+# TLS and HTTP, and 10 s more to each half of the DERP handshake.
+HANDSHAKE_TIMEOUT: Final = 10.0
+
+# Between two requests of one connection (derper: ReadTimeout).
+IDLE_TIMEOUT: Final = 30.0
+
+# net/http server.go, tlsRecordHeaderLooksLikeHTTP: the words are Go's.
+_HTTP_ON_TLS: Final = (
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+)
+
+
+@dataclass(slots=True)
+class FrontStatistics:
+    """Counters of one port.
+
+    Attributes:
+        requests_by_tls: HTTP requests, by ``TLSv1.3`` and so on.
+        tls_failures: Connections that got no further than TLS.
+    """
+
+    requests_by_tls: dict[str, int] = field(default_factory=dict)
+    tls_failures: int = 0
+
+
+@dataclass(slots=True)
+class Front:
+    """The rooms behind one port.
+
+    Attributes:
+        pages: Answers every request that is not an upgrade of ``/derp``.
+        derp: Serves those; None if this port has no DERP.
+        tls_context: Returns the context for the next connection, or None if
+            the port is plain.
+        statistics: Counted here.
+    """
+
+    pages: Callable[[Request], Response]
+    derp: DerpService | None
+    tls_context: Callable[[], ssl.SSLContext] | None = None
+    statistics: FrontStatistics = field(default_factory=FrontStatistics)
+
+    async def serve(self, sock: socket) -> None:
+        """Serve one accepted connection; never raises for what it does.
+
+        Args:
+            sock: Connected and non-blocking. It is closed on return, unless
+                the switch has it.
+        """
+        remote = peer_address(sock)
+        tls = None if self.tls_context is None else PureTls(self.tls_context())
+        wire = Wire(sock, tls)
+        try:
+            with trio.move_on_after(HANDSHAKE_TIMEOUT) as deadline:
+                await wire.start_tls()
+                await self._serve_requests(wire, remote, deadline)
+        except TlsError as exc:
+            self.statistics.tls_failures += 1
+            if exc.args == ("HTTP_REQUEST",):
+                wire.try_send_plain(_HTTP_ON_TLS)
+            log.debug("TLS failed", remote=remote, reason=str(exc))
+        except OSError as exc:
+            log.debug("connection broke", remote=remote, reason=exc.strerror)
+        finally:
+            wire.close()
+
+    async def _serve_requests(
+        self, wire: Wire, remote: tuple[str, int] | None, deadline: trio.CancelScope
+    ) -> None:
+        reader = HttpReader()
+        first = True
+        version = None if wire.tls is None else wire.tls.version
+        while True:
+            try:
+                head = await _next_request(wire, reader)
+            except HttpError as exc:
+                log.debug("bad request", remote=remote, reason=str(exc))
+                await wire.send(exc.answer())
+                return
+            if head is None:
+                return
+            if version is not None:
+                counts = self.statistics.requests_by_tls
+                counts[version] = counts.get(version, 0) + 1
+            request = _to_request(head, remote, tls=version is not None)
+            if self.derp is not None and request.path == DERP_PATH:
+                upgrade = decode_upgrade_request(head.headers)
+                if upgrade.kind is not UpgradeKind.NONE:
+                    if not first:  # the deadline was that of an idle one
+                        deadline.deadline = trio.current_time() + HANDSHAKE_TIMEOUT
+                    await self._serve_derp(
+                        self.derp, wire, reader, head, upgrade, remote
+                    )
+                    return
+                response = go_error(426, UPGRADE_REQUIRED)
+            else:
+                response = self.pages(request)
+            await wire.send(
+                encode_answer(
+                    response.status,
+                    response.headers,
+                    response.body,
+                    method=head.method,
+                    keep_alive=head.keep_alive,
+                )
+            )
+            if not head.keep_alive:
+                return
+            first = False
+            reader.next_cycle()
+            deadline.deadline = trio.current_time() + IDLE_TIMEOUT
+
+    async def _serve_derp(
+        self,
+        derp: DerpService,
+        wire: Wire,
+        reader: HttpReader,
+        head: RequestHead,
+        upgrade: UpgradeRequest,
+        remote: tuple[str, int] | None,
+    ) -> None:
+        websocket = None
+        if upgrade.kind is UpgradeKind.WEBSOCKET:
+            answer = check_websocket_request(
+                head.headers,
+                head.method.encode("latin-1"),
+                http_version=head.http_version,
+            )
+            if answer.status != 101:
+                refusal = go_error(answer.status, answer.text)
+                await wire.send(
+                    encode_answer(
+                        answer.status,
+                        (*answer.text_headers(), *refusal.headers),
+                        refusal.body,
+                        method=head.method,
+                        keep_alive=False,
+                    )
+                )
+                return
+            await wire.send(encode_switch(answer.text_headers()))
+            websocket = WebsocketStream(server=True)
+            if not answer.speaks_derp:
+                websocket.close(CLOSE_POLICY_VIOLATION, MUST_SPEAK_DERP)
+                await wire.send(websocket.data_to_send())
+                return
+        await derp.serve(
+            wire,
+            reader.take_rest(),
+            remote=remote,
+            fast_start=upgrade.fast_start,
+            not_ideal=bool(upgrade.ideal_node),
+            websocket=websocket,
+        )
+
+
+async def _next_request(wire: Wire, reader: HttpReader) -> RequestHead | None:
+    while True:
+        head = reader.next_request()
+        if head is not None:
+            return head
+        data = await wire.receive()
+        if not data:
+            return None
+        reader.receive_data(data)
+
+
+def _to_request(
+    head: RequestHead, remote: tuple[str, int] | None, *, tls: bool
+) -> Request:
+    # RFC 9112 3.2: the target may be a whole URI, which only proxies send.
+    parts = urllib.parse.urlsplit(head.target if "://" in head.target else "")
+    target = head.target
+    if parts.netloc:
+        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    path, _, query = target.partition("?")
+    return Request(
+        method=head.method,
+        target=target,
+        path=urllib.parse.unquote(path),
+        query=query,
+        headers=head.headers,
+        remote=remote,
+        tls=tls,
+    )
