@@ -52,6 +52,8 @@ __all__ = (
 ENVIRONMENT_PREFIX: Final = "TAILNET_RELAY_"
 MAX_INT: Final = (1 << 63) - 1  # Go's math.MaxInt
 
+DEFAULT_LISTEN: Final = ListenAddress("", 443)
+
 # The kernel takes no longer TCP_KEEPIDLE (MAX_TCP_KEEPIDLE in net/tcp.h).
 MAX_KEEPALIVE: Final = 32767.0
 
@@ -297,7 +299,7 @@ class Settings:
     wants_help: bool = False
     wants_version: bool = False
     dev: bool = False
-    listen: ListenAddress = ListenAddress("", 443)
+    listen: ListenAddress = DEFAULT_LISTEN
     serve_tls: bool = True
     http: ListenAddress | None = None
     stun: ListenAddress | None = None
