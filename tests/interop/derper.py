@@ -160,9 +160,7 @@ class Derper:
 
 
 @contextmanager
-def derper_process(
-    directory: Path, *args: str, tls: bool = False
-) -> Generator[Derper]:
+def derper_process(directory: Path, *args: str, tls: bool = False) -> Generator[Derper]:
     """A running derper."""
     derper = Derper(directory, tls=tls, args=args)
     try:
