@@ -25,11 +25,11 @@ from tailnet.derp.derpmap import (
 )
 from tailnet.derp.events import (
     ClientDropReason,
-    ClientEvent,
     ClientLimits,
     ClientStatistics,
     Connected,
     ConnectFailed,
+    DerpEvent,
     Disconnected,
 )
 from tailnet.derp.frames import (
@@ -64,7 +64,6 @@ from tailnet.keys import (
 
 __all__ = (
     "ClientDropReason",
-    "ClientEvent",
     "ClientInfo",
     "ClientLimits",
     "ClientStatistics",
@@ -78,6 +77,7 @@ __all__ = (
     "DERPNode",
     "DERPRegion",
     "DerpClient",
+    "DerpEvent",
     "DiscoPrivate",
     "DiscoPublic",
     "Disconnected",
