@@ -102,13 +102,14 @@ class RelayEnd:
         answer = encode_upgrade_response(RELAY_KEY.public())
         await self.stream.send_all(answer + self.connection.data_to_send())
 
-    async def admit(self, info: ServerInfo | None = None) -> None:
-        """Read ClientInfo, answer ServerInfo."""
+    async def admit(self, info: ServerInfo | None = None, *frames: ServerFrame) -> None:
+        """Read ClientInfo, answer ServerInfo, and frames in the same write."""
         hello = await self._next_event()
         assert isinstance(hello, ClientHello)
         self.hello = hello
         self.connection.admit(info)
-        await self.stream.send_all(self.connection.data_to_send())
+        behind = b"".join(map(self.connection.encode, frames))
+        await self.stream.send_all(self.connection.data_to_send() + behind)
 
     async def send(self, *frames: ServerFrame) -> None:
         """Send frames in one write."""
