@@ -34,7 +34,7 @@ from tests.interop.programs import (
 )
 from tests.interop.tools import find_go_program
 
-__all__ = ("Counters", "Relay", "RelayKind", "Security", "open_relay")
+__all__ = ("Counters", "Relay", "RelayKind", "Security", "careless_tls", "open_relay")
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 REGION: Final = 900
@@ -160,7 +160,7 @@ class Relay:
             if self.security is not Security.PLAIN:
                 # Who it is matters to the clients under test, not here; but a
                 # relay with a DNS name answers to that name only.
-                tls = self._tls = self._tls or _careless_tls()
+                tls = self._tls = self._tls or careless_tls()
                 sock = tls.wrap_socket(sock, server_hostname=self.hostname)
             connection.sock = sock
             connection.request("GET", path, headers={"Connection": "close"})
@@ -168,7 +168,8 @@ class Relay:
             return answer.status, answer.read()
 
 
-def _careless_tls() -> ssl.SSLContext:
+def careless_tls() -> ssl.SSLContext:
+    """TLS that takes any certificate."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
