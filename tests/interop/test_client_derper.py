@@ -30,6 +30,8 @@ from tests.interop.relay_program import (
 )
 from tests.interop.tools import find_go_program, needs
 
+pytestmark = pytest.mark.timeout(60)
+
 SIZES = (0, 1, 1400, 16_384, 65_536)
 
 
@@ -39,12 +41,6 @@ def kind(request: pytest.FixtureRequest) -> RelayKind:
     if kind is RelayKind.DERPER:
         needs(find_go_program, "derper")
     return kind
-
-
-@pytest.fixture(autouse=True)
-async def _time_is_limited() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
 
 
 def node_of(relay: Relay, **changes: object) -> DERPNode:
