@@ -35,15 +35,28 @@ lock: install
 	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
 	  --allow-unsafe --extra dev -o requirements/dev.txt pyproject.toml
 
+# The real peers of tests/interop; all that cannot be had is named with a reason.
+peers: install
+	@$(BIN)/python tools/install_peers.py
+
+demo: install
+	@$(BIN)/python tools/install_peers.py wheels
+	@$(BIN)/python -m demo.relay_demo $(DEMO)
+
 fmt: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 check: install
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not interop"
+
+# In this order, so that the cheap things fail first.
+test: check peers
+	$(BIN)/python -m pytest -q -m interop
+	@$(MAKE) --no-print-directory bench-quick
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

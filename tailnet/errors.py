@@ -3,6 +3,7 @@
 * :exc:`TailnetError`
     * :exc:`ProtocolError`
         * :exc:`RemoteProtocolError` -- the peer broke the protocol
+            * :exc:`UnknownAttributesError` -- a STUN request asks too much
         * :exc:`LocalProtocolError` -- our caller asked for something illegal
     * :exc:`KeyFormatError` -- a text or file is not the key it should be
     * :exc:`DERPMapError` -- a DERP map names something that cannot be
@@ -23,6 +24,7 @@ __all__ = (
     "ProtocolError",
     "RemoteProtocolError",
     "TailnetError",
+    "UnknownAttributesError",
 )
 
 
@@ -36,6 +38,23 @@ class ProtocolError(TailnetError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer sent bytes that break the protocol; drop the connection."""
+
+
+class UnknownAttributesError(RemoteProtocolError):
+    """A STUN request has attributes that its receiver must understand.
+
+    RFC 8489 6.3.1 wants it answered with an error response that names them.
+
+    Attributes:
+        tx_id: The request's transaction id.
+        types: Numbers of the attributes, each once.
+    """
+
+    def __init__(self, tx_id: bytes, types: tuple[int, ...]) -> None:
+        names = ", ".join(f"{number:#06x}" for number in types)
+        super().__init__(f"a STUN request needs the attributes {names}")
+        self.tx_id = tx_id
+        self.types = types
 
 
 class LocalProtocolError(ProtocolError):

@@ -22,6 +22,7 @@ import hmac
 from typing import ClassVar, Final, Self
 
 from nacl import bindings
+from nacl.exceptions import RuntimeError as NaClRuntimeError
 
 from tailnet.errors import KeyFormatError, RemoteProtocolError
 
@@ -184,7 +185,12 @@ class _BoxPrivate(_Secret):
     def _seal(self, peer: bytes, cleartext: bytes, nonce: bytes | None) -> bytes:
         if nonce is None:
             nonce = bindings.randombytes(NONCE_LEN)
-        return nonce + bindings.crypto_box(cleartext, nonce, peer, self._raw)
+        try:
+            return nonce + bindings.crypto_box(cleartext, nonce, peer, self._raw)
+        except NaClRuntimeError as exc:
+            # Points of low order, zero among them. Anyone can send us one as
+            # its key, so that is the peer's fault.
+            raise RemoteProtocolError("no box can be sealed for this key") from exc
 
     def _open(self, peer: bytes, sealed: bytes) -> bytes:
         nonce, box = sealed[:NONCE_LEN], sealed[NONCE_LEN:]
@@ -218,6 +224,9 @@ class NodePrivate(_BoxPrivate):
 
         Returns:
             Nonce and box, 40 bytes longer than ``cleartext``.
+
+        Raises:
+            RemoteProtocolError: ``peer`` is no key that anyone can have.
         """
         return self._seal(bytes(peer), cleartext, nonce)
 

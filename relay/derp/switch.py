@@ -104,6 +104,7 @@ class ConnectionClosed:
         reason: One line for the log: what ended it.
         by_fault: Whether the client broke the protocol.
         statistics: What it did while it lived.
+        remaining: Connections that the switch has left.
     """
 
     id: ConnId
@@ -111,6 +112,7 @@ class ConnectionClosed:
     reason: str
     by_fault: bool
     statistics: ConnectionStatistics
+    remaining: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -378,6 +378,27 @@ class FrameBuffer:
         self._start += used
         return frame
 
+    def next_header(self) -> tuple[int, int] | None:
+        """Look at the header of the next frame without taking the frame.
+
+        Returns:
+            Frame type and body length, or None until more bytes come.
+        """
+        if len(self._data) - self._start < FRAME_HEADER.size:
+            return None
+        frame_type, body_len = FRAME_HEADER.unpack_from(self._data, self._start)
+        return frame_type, body_len
+
+    def discard(self, size: int) -> int:
+        """Throw away up to ``size`` bytes, as far as they are there.
+
+        Returns:
+            How many bytes were thrown away.
+        """
+        thrown = min(size, len(self._data) - self._start)
+        self._start += thrown
+        return thrown
+
     def take_rest(self) -> bytes:
         """All bytes that no frame has used; the buffer is empty afterwards."""
         rest, self._data, self._start = self._data[self._start :], b"", 0
@@ -503,8 +524,11 @@ def encode_frame(frame_type: int, body: bytes) -> bytes:
     """Encode any frame: header and ``body``.
 
     Raises:
-        LocalProtocolError: ``body`` is longer than MAX_BODY_LEN.
+        LocalProtocolError: ``body`` is longer than MAX_BODY_LEN, or
+            ``frame_type`` is more than a byte.
     """
+    if not 0 <= frame_type < 1 << 8:
+        raise LocalProtocolError(f"there is no frame type {frame_type}")
     if len(body) > MAX_BODY_LEN:
         raise LocalProtocolError(
             f"body of {len(body)} bytes, the limit is {MAX_BODY_LEN}"
@@ -556,19 +580,37 @@ def encode_note_preferred(*, preferred: bool) -> bytes:
     return encode_frame(FrameType.NOTE_PREFERRED, b"\x01" if preferred else b"\x00")
 
 
-def encode_peer_gone(peer: NodePublic, reason: PeerGoneReason) -> bytes:
-    """Encode a PeerGone frame."""
+def encode_peer_gone(peer: NodePublic, reason: int) -> bytes:
+    """Encode a PeerGone frame.
+
+    Args:
+        peer: Who is gone.
+        reason: A PeerGoneReason, or another byte.
+
+    Raises:
+        LocalProtocolError: ``reason`` is more than a byte.
+    """
+    if not 0 <= reason < 1 << 8:
+        raise LocalProtocolError(f"there is no reason {reason}")
     return encode_frame(FrameType.PEER_GONE, bytes(peer) + bytes([reason]))
 
 
 def encode_peer_present(frame: PeerPresent) -> bytes:
-    """Encode a PeerPresent frame, 51 bytes of body as derper sends it."""
+    """Encode a PeerPresent frame, 51 bytes of body as derper sends it.
+
+    Raises:
+        LocalProtocolError: The port or the flags do not fit.
+    """
     ip6 = bytes(16)
     match frame.ip:
         case ipaddress.IPv4Address():
             ip6 = bytes(10) + b"\xff\xff" + frame.ip.packed
         case ipaddress.IPv6Address():
             ip6 = frame.ip.packed
+    if not 0 <= frame.port < 1 << 16 or not 0 <= frame.flags < 1 << 8:
+        raise LocalProtocolError(
+            f"PeerPresent cannot carry port {frame.port} and flags {frame.flags:d}"
+        )
     address = _PRESENT_ADDRESS.pack(ip6, frame.port)
     return encode_frame(
         FrameType.PEER_PRESENT, bytes(frame.peer) + address + bytes([frame.flags])
@@ -613,8 +655,15 @@ def encode_health(problem: str) -> bytes:
 
     Args:
         problem: What is wrong, for people; empty if all is well again.
+
+    Raises:
+        LocalProtocolError: Longer than MAX_BODY_LEN, or no Unicode.
     """
-    return encode_frame(FrameType.HEALTH, problem.encode())
+    try:
+        body = problem.encode()
+    except UnicodeEncodeError:
+        raise LocalProtocolError("a Health text is no Unicode") from None
+    return encode_frame(FrameType.HEALTH, body)
 
 
 def encode_restarting(reconnect_in: float, try_for: float) -> bytes:
@@ -629,7 +678,7 @@ def encode_restarting(reconnect_in: float, try_for: float) -> bytes:
     """
     try:
         body = _RESTARTING.pack(round(reconnect_in * 1000), round(try_for * 1000))
-    except struct.error:
+    except (struct.error, OverflowError, ValueError):  # the latter: inf and nan
         raise LocalProtocolError(
             f"Restarting cannot carry {reconnect_in} s and {try_for} s"
         ) from None

@@ -29,7 +29,7 @@ from tailnet.derp.frames import (
     RawFrame,
     encode_frame,
 )
-from tailnet.errors import KeyFormatError, RemoteProtocolError
+from tailnet.errors import KeyFormatError, LocalProtocolError, RemoteProtocolError
 from tailnet.keys import KEY_LEN, NONCE_LEN, MeshKey, NodePrivate, NodePublic
 
 __all__ = (
@@ -51,6 +51,8 @@ SERVER_KEY_LEN: Final = len(MAGIC) + KEY_LEN
 MAX_SERVER_KEY_LEN: Final = 1024
 
 MIN_CLIENT_INFO_LEN: Final = KEY_LEN + NONCE_LEN
+
+_INT64: Final = range(-(1 << 63), 1 << 63)  # Go's int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,10 @@ def encode_client_info(
         server: The relay's, from ServerKey or the meta certificate.
         info: What to say.
         nonce: 24 bytes, for test vectors; random if None.
+
+    Raises:
+        RemoteProtocolError: ``server`` is no key that anyone can have.
+        LocalProtocolError: The app name is too long, or no Unicode.
     """
     body: dict[str, object] = {}
     if info.mesh_key is not None:
@@ -135,8 +141,15 @@ def encode_client_info(
         body["IsProber"] = True
     if info.app_name:
         body["AppName"] = info.app_name
-    sealed = private.seal_to(server, msgspec.json.encode(body), nonce=nonce)
-    return encode_frame(FrameType.CLIENT_INFO, bytes(private.public()) + sealed)
+    try:
+        text = msgspec.json.encode(body)
+    except UnicodeEncodeError:
+        raise LocalProtocolError("the app name is no Unicode") from None
+    sealed = private.seal_to(server, text, nonce=nonce)
+    frame_body = bytes(private.public()) + sealed
+    if len(frame_body) > MAX_CLIENT_INFO_LEN:
+        raise LocalProtocolError(f"ClientInfo cannot have {len(frame_body)} bytes")
+    return encode_frame(FrameType.CLIENT_INFO, frame_body)
 
 
 def decode_client_info(
@@ -190,7 +203,9 @@ def encode_server_info(
     nonce: bytes | None = None,
 ) -> bytes:
     """Encode a ServerInfo frame; see :func:`encode_client_info`."""
-    body: dict[str, object] = {"version": info.version}
+    body: dict[str, object] = {}
+    if info.version:
+        body["version"] = info.version
     if info.token_bucket_rate:
         body["TokenBucketBytesPerSecond"] = info.token_bucket_rate
     if info.token_bucket_burst:
@@ -227,10 +242,11 @@ def decode_server_info(
 def _json_object(text: bytes, what: str) -> dict[str, Any]:
     """Parse a JSON object, its names lowered as Go matches them."""
     try:
-        parsed = msgspec.json.decode(text, type=dict[str, Any])
+        parsed = msgspec.json.decode(text, type=dict[str, Any] | None)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise RemoteProtocolError(f"{what} is not a JSON object") from exc
-    return {name.lower(): value for name, value in parsed.items()}
+    # To Go, null is an object whose fields all keep their default.
+    return {name.lower(): value for name, value in (parsed or {}).items()}
 
 
 def _field(fields: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
@@ -238,6 +254,6 @@ def _field(fields: Mapping[str, Any], name: str, kind: type, default: Any) -> An
     value = fields.get(name)
     if value is None:
         return default
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is int and value not in _INT64):
         raise RemoteProtocolError(f"the JSON field {name} is no {kind.__name__}")
     return value
