@@ -47,6 +47,8 @@ __all__ = (
     "SwitchChoice",
     "help_text",
     "load_settings",
+    "memory_bytes",
+    "split_host_port",
 )
 
 ENVIRONMENT_PREFIX: Final = "TAILNET_RELAY_"
