@@ -119,7 +119,9 @@ class Relay:
 
     def leaf_sha256(self) -> str:
         """Hash of the relay's own certificate, as CertName wants it."""
-        crt = self.folder / "certs" / f"{self.hostname}.crt"
+        # cert.go: an IPv6 address loses its colons.
+        name = self.hostname.replace(":", "")
+        crt = self.folder / "certs" / f"{name}.crt"
         pem = crt.read_text(encoding="ascii")
         end = "-----END CERTIFICATE-----"
         leaf = pem[: pem.index(end) + len(end)]
