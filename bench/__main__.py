@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -31,12 +32,21 @@ QUICK_REPETITIONS: Final = 1
 def main() -> int:
     """Measure or read a record, and report; return the exit status.
 
-    0: all figures are there and all bytes were right; 1: not so. A program
-    that is not installed counts only where real peers are required.
+    0: all figures are there and all bytes were right; 1: not so; 2: a bad
+    record; 130: interrupted. A program that is not installed counts only
+    where real peers are required.
     """
     arguments = parse_arguments()
     if arguments.record is None:
-        record = trio.run(measure, arguments)
+        # Either ends what runs in order; also where a shell has us ignore
+        # SIGINT, as it does with what it runs in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        try:
+            record = measure(arguments)
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
         raw = arguments.raw or cache_dir() / "bench" / "last.json"
         save(record, raw)
         say(f"record: {raw}")
@@ -109,11 +119,10 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-async def measure(arguments: argparse.Namespace) -> Record:
+def measure(arguments: argparse.Namespace) -> Record:
     """Run all that was asked for and can be had."""
     began = time.monotonic()
     names: list[str] = arguments.names
-    wanted = [scenario for scenario in SCENARIOS if scenario.name in names]
     record = Record(
         quick=arguments.quick,
         repetitions=arguments.reps,
@@ -121,6 +130,7 @@ async def measure(arguments: argparse.Namespace) -> Record:
         sides=list(Side),
         machine={},
     )
+    wanted = [scenario for scenario in SCENARIOS if scenario.name in names]
     if wanted:
         tools, derper = find_tools(record)
         if derper is None:
@@ -134,6 +144,19 @@ async def measure(arguments: argparse.Namespace) -> Record:
     if FRAMING in names:
         repetitions = 3 if arguments.quick else 7
         record.framing, record.faults = framing.measure(repetitions)
+    if wanted:
+        trio.run(run_all, record, wanted, tools)
+    record.machine["load average after"] = machine.load_average()
+    record.seconds = time.monotonic() - began
+    return record
+
+
+async def run_all(record: Record, wanted: list[Scenario], tools: Tools) -> None:
+    """Run the scenarios, the sides in turn, into the record.
+
+    Repetition is the outermost loop: what disturbs the machine for a minute
+    then spoils one repetition of some scenarios, and their median stands.
+    """
     total = len(wanted) * len(record.sides) * record.repetitions
     for repetition in range(1, record.repetitions + 1):
         for scenario in wanted:
@@ -143,9 +166,6 @@ async def measure(arguments: argparse.Namespace) -> Record:
                 )
                 record.runs.append(run)
                 say(f"{len(record.runs)}/{total} {one_line(scenario, run)}")
-    record.machine["load average after"] = machine.load_average()
-    record.seconds = time.monotonic() - began
-    return record
 
 
 def find_tools(record: Record) -> tuple[Tools, Path | None]:

@@ -48,7 +48,7 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """The median of ours divided by that of derper's."""
-        if self.ours is None or self.derper is None or not self.derper.median:
+        if self.ours is None or self.derper is None or self.derper.median <= 0:
             return None
         return self.ours.median / self.derper.median
 
