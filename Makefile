@@ -59,10 +59,15 @@ fmt: install
 	$(BIN)/ruff check --fix .
 
 check: install
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not interop"
+
+# In this order, so that the cheap things fail first.
+test: check peers
+	$(BIN)/python -m pytest -q -m interop
+	@$(MAKE) --no-print-directory bench-quick
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

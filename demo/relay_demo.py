@@ -48,7 +48,7 @@ from tests.interop.tools import MissingToolError, find_tailcat
 
 MEGABYTE: Final = 1_000_000
 # Not counted by derper, which has no such metric.
-FAST_STARTS: Final = "derp_fast_starts"
+FAST_STARTS: Final = "relay_fast_starts"
 
 
 async def run_demo(console: Console, kind: RelayKind, size: int) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import heapq
 import math
 import random
-import select
 import socket
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
@@ -22,6 +21,7 @@ import trio
 
 from relay.derp.clients import Client
 from relay.derp.counters import Counters
+from relay.derp.poller import READABLE, WRITABLE, Poller, open_poller
 from relay.derp.pure_connection import Connection
 from relay.derp.switch import (
     ConnectionClosed,
@@ -67,6 +67,7 @@ class PureSwitch:
         queue_total: Bytes of packets that all queues may hold together;
             beyond it the fullest queue drops its oldest.
         jitter: Returns a random number in [0, 1), for KeepAlive.
+        poller: Watches the sockets; None for the quickest there is.
     """
 
     name = "python"
@@ -77,6 +78,7 @@ class PureSwitch:
         limits: Limits | None = None,
         queue_total: int = 1 << 30,
         jitter: Callable[[], float] = random.random,
+        poller: Poller | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._queue_total = queue_total
@@ -91,7 +93,7 @@ class PureSwitch:
         self._by_id: dict[ConnId, Connection] = {}
         self._by_fd: dict[int, Connection] = {}
         self._next_id = 1
-        self._epoll = select.epoll()
+        self._poller = poller or open_poller()
         self._buffer = memoryview(bytearray(READ_LEN))
         self._timers: list[_Timer] = []
         self._earlier_timer = trio.Event()
@@ -137,7 +139,7 @@ class PureSwitch:
         self._by_id[conn_id] = connection
         fd = sock.fileno()
         self._by_fd[fd] = connection
-        self._epoll.register(fd, select.EPOLLIN)
+        self._poller.register(fd, READABLE)
         self._set_keep_alive(connection)
         connection.outbox.put_control(hello.frames)
         self.mark_dirty(connection)
@@ -207,14 +209,14 @@ class PureSwitch:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_timers)
                 while True:
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    await trio.lowlevel.wait_readable(self._poller.fileno())
                     self._turn()
         finally:
             self.now = trio.current_time()
             for connection in list(self._by_id.values()):
                 self.drop_connection(connection, "the relay is shutting down")
             self.dirty.clear()
-            self._epoll.close()
+            self._poller.close()
 
     # -- for connections ----------------------------------------------------
 
@@ -246,7 +248,7 @@ class PureSwitch:
         sock = connection.sock
         del self._by_id[connection.id]
         del self._by_fd[sock.fileno()]
-        self._epoll.unregister(sock)
+        self._poller.unregister(sock.fileno())
         connection.last_words()
         try:
             sock.shutdown(socket.SHUT_RDWR)
@@ -292,13 +294,13 @@ class PureSwitch:
 
     def _turn(self) -> None:
         self.now = trio.current_time()
-        for fd, mask in self._epoll.poll(0, SOCKETS_PER_TURN):
+        for fd, mask in self._poller.poll(0, SOCKETS_PER_TURN):
             connection = self._by_fd.get(fd)
             if connection is None:
                 continue  # an earlier one of this turn has ended it
-            if mask & ~select.EPOLLOUT:
+            if mask & ~WRITABLE:
                 connection.handle_readable(self._buffer)
-            if mask & select.EPOLLOUT:
+            if mask & WRITABLE:
                 self.mark_dirty(connection)
         self._flush_dirty()
 
@@ -323,9 +325,9 @@ class PureSwitch:
         if done == connection.watched:
             # Watch for room exactly while something waits for it.
             connection.watched = not done
-            self._epoll.modify(
-                connection.sock,
-                select.EPOLLIN if done else select.EPOLLIN | select.EPOLLOUT,
+            self._poller.modify(
+                connection.sock.fileno(),
+                READABLE if done else READABLE | WRITABLE,
             )
             if not done and connection.limits.write_timeout > 0:
                 self._set_timer(

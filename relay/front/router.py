@@ -30,7 +30,6 @@ from relay.front.wire import Wire
 from relay.pages.page import Request, Response, go_error
 from tailnet.derp.upgrade import (
     DERP_PATH,
-    UPGRADE_REQUIRED,
     UpgradeKind,
     UpgradeRequest,
     decode_upgrade_request,
@@ -72,20 +71,24 @@ class FrontStatistics:
     tls_failures: int = 0
 
 
+def _no_page(_request: Request) -> Response:
+    return go_error(404, "404 page not found")
+
+
 @dataclass(slots=True)
 class Front:
     """The rooms behind one port.
 
     Attributes:
-        pages: Answers every request that is not an upgrade of ``/derp``.
-        derp: Serves those; None if this port has no DERP.
+        derp: Serves upgrades of ``/derp``; None if this port has no DERP.
+        pages: Answers every other request.
         tls_context: Returns the context for the next connection, or None if
             the port is plain.
         statistics: Counted here.
     """
 
-    pages: Callable[[Request], Response]
     derp: DerpService | None
+    pages: Callable[[Request], Response] = _no_page
     tls_context: Callable[[], ssl.SSLContext] | None = None
     statistics: FrontStatistics = field(default_factory=FrontStatistics)
 
@@ -141,19 +144,18 @@ class Front:
                         self.derp, wire, reader, head, upgrade, remote
                     )
                     return
-                response = go_error(426, UPGRADE_REQUIRED)
-            else:
-                response = self.pages(request)
+            response = self.pages(request)
+            keep_alive = head.keep_alive and not response.close
             await wire.send(
                 encode_answer(
                     response.status,
                     response.headers,
                     response.body,
                     method=head.method,
-                    keep_alive=head.keep_alive,
+                    keep_alive=keep_alive,
                 )
             )
-            if not head.keep_alive:
+            if not keep_alive:
                 return
             first = False
             reader.next_cycle()

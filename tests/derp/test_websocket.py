@@ -113,7 +113,9 @@ def test_client_masks_what_it_sends() -> None:
 @pytest.mark.parametrize("step", [1, 7, 4096, 1 << 20])
 def test_both_ends_agree(server: bool, step: int) -> None:
     near, far = WebsocketStream(server=server), WebsocketStream(server=not server)
-    sent = [b"a", b"b" * 125, b"c" * 126, b"d" * 20_000, b"e" * 70_000]
+    sent = [b"a", b"b" * 125, b"c" * 126, b"d" * 20_000]
+    if step > 1:
+        sent.append(b"e" * 70_000)
     wire = b"".join(near.encode(data) for data in sent)
     chunks = [wire[i : i + step] for i in range(0, len(wire), step)]
     assert receive(far, *chunks) == b"".join(sent)
@@ -138,9 +140,9 @@ def test_fragments_with_pings_between_them() -> None:
 
 def test_long_message_is_handed_on_as_it_comes() -> None:
     stream = WebsocketStream(server=True)
-    wire = masked(0x82, b"x" * 5_000_000)
-    assert len(receive(stream, wire[:1_000_000])) == 1_000_000 - 14
-    assert len(receive(stream, wire[1_000_000:-1])) == 4_000_014 - 1
+    wire = masked(0x82, b"x" * 500_000)
+    assert len(receive(stream, wire[:100_000])) == 100_000 - 14
+    assert len(receive(stream, wire[100_000:-1])) == 400_014 - 1
     assert receive(stream, wire[-1:] + masked(0x82, b"next")) == b"xnext"
 
 
