@@ -20,7 +20,7 @@ from bench.figures import Side, number
 from bench.judgement import find_faults, make_rows
 from bench.record import Record, Run, load, save
 from bench.report import kept_notes, render, summary
-from bench.running import LoaderError, Tools, build_loader, run_once
+from bench.running import LoaderError, NoCargoError, Tools, build_loader, run_once
 from bench.scenarios import FRAMING, SCENARIOS, Scenario, select
 from tests.interop.tools import MissingToolError, find_go_program, find_tailcat
 from tools.install_peers import cache_dir, peers_required
@@ -44,6 +44,9 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         try:
             record = measure(arguments)
+        except LoaderError as exc:
+            say(str(exc))
+            return 1
         except KeyboardInterrupt:
             say("interrupted")
             return 130
@@ -173,7 +176,7 @@ def find_tools(record: Record) -> tuple[Tools, Path | None]:
     loader = derper = tailcat = None
     try:
         loader = build_loader()
-    except LoaderError as exc:
+    except NoCargoError as exc:
         record.missing.append(str(exc))
     try:
         derper = find_go_program("derper")

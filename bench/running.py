@@ -23,7 +23,7 @@ from tests.interop.relay_program import Relay, RelayKind, Security, open_relay
 from tests.interop.tailcat import DamagedFileError, Tailcat, make_file, send_file
 from tools.install_peers import SYSTEM_PATH, cache_dir
 
-__all__ = ("LoaderError", "Tools", "build_loader", "run_once")
+__all__ = ("LoaderError", "NoCargoError", "Tools", "build_loader", "run_once")
 
 CRATE: Final = Path(__file__).resolve().parent / "loader"
 RUN_TIMEOUT: Final = 120.0  # seconds
@@ -34,7 +34,11 @@ RELAYS: Final = {Side.OURS: RelayKind.OURS, Side.DERPER: RelayKind.DERPER}
 
 
 class LoaderError(Exception):
-    """There is no load generator; the text says why."""
+    """The load generator does not build; the text says why."""
+
+
+class NoCargoError(LoaderError):
+    """There is nothing to build it with, which is no fault of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,13 @@ def build_loader() -> Path:
     """Build the load generator, which takes a moment if nothing has changed.
 
     Raises:
-        LoaderError: There is no cargo, or it failed.
+        NoCargoError: There is no cargo.
+        LoaderError: It failed.
     """
     home = os.environ.get("CARGO_HOME") or str(Path.home() / ".cargo")
     cargo = shutil.which("cargo", path=f"{SYSTEM_PATH}{os.pathsep}{home}/bin")
     if cargo is None:
-        raise LoaderError("no cargo: install Rust for the load generator")
+        raise NoCargoError("no cargo: install Rust for the load generator")
     target = cache_dir() / "loader-target"
     done = subprocess.run(
         [

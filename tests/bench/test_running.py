@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import Side
-from bench.running import LoaderError, Tools, build_loader, run_once
+from bench.running import LoaderError, NoCargoError, Tools, build_loader, run_once
 from tests.bench.results import scenario
 
 
@@ -56,7 +56,7 @@ def test_without_cargo_it_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("bench.running.SYSTEM_PATH", str(tmp_path))
     monkeypatch.setenv("CARGO_HOME", str(tmp_path))
-    with pytest.raises(LoaderError, match="install Rust"):
+    with pytest.raises(NoCargoError, match="install Rust"):
         build_loader()
 
 
@@ -67,5 +67,6 @@ def test_a_crate_that_does_not_build_is_told(
     cargo.write_text("#!/bin/sh\necho 'error: no such crate' >&2; exit 101\n")
     cargo.chmod(0o755)
     monkeypatch.setattr("bench.running.SYSTEM_PATH", str(tmp_path))
-    with pytest.raises(LoaderError, match="error: no such crate"):
+    with pytest.raises(LoaderError, match="error: no such crate") as caught:
         build_loader()
+    assert not isinstance(caught.value, NoCargoError)
