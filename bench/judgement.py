@@ -38,12 +38,22 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of one scenario, on both sides."""
+    """One figure of one scenario, on both sides.
+
+    Attributes:
+        scenario: Whose figure.
+        figure: Which.
+        ours: Over the repetitions.
+        derper: Over the repetitions.
+        pairs: Ours divided by derper's within each repetition. A wide range
+            says that the ratio of the medians is worth little.
+    """
 
     scenario: Scenario
     figure: Figure
     ours: Spread | None
     derper: Spread | None
+    pairs: Spread | None
 
     @property
     def ratio(self) -> float | None:
@@ -73,22 +83,34 @@ def make_rows(record: Record) -> list[Row]:
         if scenario.name not in record.names:
             continue
         for figure in scenario.figures:
-            spreads = [
-                Spread.of(_values(record, scenario, figure, side)) for side in Side
+            ours, derper = (_values(record, scenario, figure, side) for side in Side)
+            pairs = [
+                value / derper[repetition]
+                for repetition, value in ours.items()
+                if derper.get(repetition, 0) > 0
             ]
-            rows.append(Row(scenario, figure, *spreads))
+            rows.append(
+                Row(
+                    scenario,
+                    figure,
+                    Spread.of([*ours.values()]),
+                    Spread.of([*derper.values()]),
+                    Spread.of(pairs),
+                )
+            )
     return rows
 
 
 def _values(
     record: Record, scenario: Scenario, figure: Figure, side: Side
-) -> list[float]:
-    found = []
+) -> dict[int, float]:
+    """The figure by repetition."""
+    found = {}
     for run in record.runs:
         if run.scenario == scenario.name and run.side is side and run.result:
             value = figure.value(run.result)
             if value is not None:
-                found.append(value)
+                found[run.repetition] = value
     return found
 
 
@@ -176,7 +198,7 @@ def loader_limited(record: Record) -> list[str]:
             continue
         cores = Figure("cores", "", lambda result: float(result["relay_cores"]))
         for side in record.sides:
-            spread = Spread.of(_values(record, scenario, cores, side))
+            spread = Spread.of([*_values(record, scenario, cores, side).values()])
             if spread is not None and spread.median < BUSY_CORES:
                 limited.append(f"{scenario.name} ({side})")
     return limited

@@ -49,10 +49,19 @@ def _cells(row: Row) -> list[str]:
         f"{row.figure.label}{unit}",
         str(row.ours or NOTHING),
         str(row.derper or NOTHING),
-        NOTHING if row.ratio is None else f"{row.ratio:.2f}",
+        _ratio_text(row),
         row.figure.target_text(),
         str(row.verdict),
     ]
+
+
+def _ratio_text(row: Row) -> str:
+    """The ratio of the medians, and the range of the pairs."""
+    if row.ratio is None:
+        return NOTHING
+    if row.pairs is None or row.pairs.count == 1:
+        return f"{row.ratio:.2f}"
+    return f"{row.ratio:.2f} ({row.pairs.low:.2f} to {row.pairs.high:.2f})"
 
 
 HEAD: Final = ("figure", "ours", "derper", "ratio", "target", "")
@@ -118,7 +127,9 @@ def render(record: Record, *, chart: str, notes: str = "") -> str:
             " and the real derper, one after the other in the same run, over loopback;"
             f" the whole list {times}, each run with a fresh relay process. A figure is"
             " the median, with the range in brackets; the ratio is ours divided by"
-            " derper's.\n"
+            " derper's, of the medians, with the range over the repetitions in"
+            " brackets. A verdict is on the ratio of the medians: where the limit lies"
+            " within that range, the run does not settle it.\n"
         ),
         table(("", "what"), [[name, text] for name, text in record.machine.items()]),
         (

@@ -167,11 +167,15 @@ async def _transfer(
         receiver = Tailcat.for_relay(tools.tailcat, folder / "receiver", relay)
         transfer = await send_file(relay, sender, receiver, source, timeout=RUN_TIMEOUT)
         used = psutil.Process(relay.program.process.pid).cpu_times()
+        counters = await relay.counters()
+        dropped = counters.matching("derp_packets_dropped{")
         megabytes = TRANSFER_BYTES / 1e6
         return {
             "seconds": transfer.seconds,
             "mb_per_second": megabytes / transfer.seconds,
             "relay_cpu_ms_per_mb": (used.user + used.system) * 1e3 / megabytes,
+            "packets_relayed": counters["derp_packets_sent"],
+            "packets_dropped": sum(dropped.values()),
         }
 
 

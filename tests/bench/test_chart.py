@@ -28,7 +28,7 @@ def test_a_bar_is_as_long_as_what_it_shows() -> None:
 
 
 def test_a_rate_is_drawn_upside_down() -> None:
-    (row, _) = make_rows(with_ours("tls-transfer", "mb_per_second", 10.0))
+    (row, *_) = make_rows(with_ours("tls-transfer", "mb_per_second", 10.0))
     assert cost(row) == 2.0
 
 

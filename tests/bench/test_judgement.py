@@ -35,6 +35,8 @@ def test_a_row_compares_medians() -> None:
     row = first_row(record)
     assert str(row.ours) == "6.00 (5.00 to 9.00)"
     assert row.ratio == 0.6
+    assert row.pairs is not None
+    assert (row.pairs.low, row.pairs.high) == (0.6, 9 / 11)
     assert row.verdict is Verdict.MET
 
 

@@ -28,7 +28,7 @@ def test_a_row_with_ratio_target_and_verdict() -> None:
     words = " ".join(summary(record).split())
     assert (
         "| tls-1400-k1 | relay CPU, us/packet | 3.00 (2.00 to 4.00)"
-        " | 4.00 (4.00 to 4.00) | 0.75 | ratio <= 0.9 | met |"
+        " | 4.00 (4.00 to 4.00) | 0.75 (0.50 to 1.00) | ratio <= 0.9 | met |"
     ) in words
     assert "1 of 1 targets met; 12 s." in words
     assert "Packets compared, ours: 3,000 delivered, 0 corrupt, 0 reordered." in words
