@@ -43,9 +43,6 @@ PENDING = {
         "pages/paths.py",
         "pages/site.py",
     )
-} | {
-    Path("tailnet/derp") / name
-    for name in ("client.py", "dial.py", "login.py", "session.py")
 }
 
 
