@@ -95,6 +95,8 @@ class HttpReader:
             while True:
                 event = self._connection.next_event()
                 if isinstance(event, h11.Request):
+                    if event.http_version not in (b"1.0", b"1.1"):
+                        raise HttpError(505, "only HTTP/1.0 and HTTP/1.1")
                     self._head = event
                     if self._connection.they_are_waiting_for_100_continue:
                         return self._take_head(keep_alive=False)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 import trio.testing
@@ -14,7 +15,7 @@ import trio.testing
 from tailnet.derp.client import DerpClient
 from tailnet.derp.connection import ClientHello, ServerConnection
 from tailnet.derp.derpmap import DERPNode
-from tailnet.derp.events import Connected, ConnectFailed, DerpEvent, Disconnected
+from tailnet.derp.events import Connected, ConnectFailed, Disconnected
 from tailnet.derp.frames import ClientFrame, ServerFrame
 from tailnet.derp.handshake import ServerInfo
 from tailnet.derp.upgrade import encode_upgrade_response
@@ -102,13 +103,14 @@ class RelayEnd:
         answer = encode_upgrade_response(RELAY_KEY.public())
         await self.stream.send_all(answer + self.connection.data_to_send())
 
-    async def admit(self, info: ServerInfo | None = None) -> None:
-        """Read ClientInfo, answer ServerInfo."""
+    async def admit(self, info: ServerInfo | None = None, *frames: ServerFrame) -> None:
+        """Read ClientInfo, answer ServerInfo, and frames in the same write."""
         hello = await self._next_event()
         assert isinstance(hello, ClientHello)
         self.hello = hello
         self.connection.admit(info)
-        await self.stream.send_all(self.connection.data_to_send())
+        behind = b"".join(map(self.connection.encode, frames))
+        await self.stream.send_all(self.connection.data_to_send() + behind)
 
     async def send(self, *frames: ServerFrame) -> None:
         """Send frames in one write."""
@@ -144,9 +146,10 @@ async def answering(relay: MemoryRelay) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-async def wait_event(
-    client: DerpClient, kind: type[Connected | Disconnected | ConnectFailed]
-) -> DerpEvent:
+EventT = TypeVar("EventT", Connected, Disconnected, ConnectFailed)
+
+
+async def wait_event(client: DerpClient, kind: type[EventT]) -> EventT:
     """The next event of a kind; fails after 600 virtual seconds."""
     with trio.fail_after(600):
         while not isinstance(event := await client.receive(), kind):

@@ -168,7 +168,12 @@ def test_client_info_leaves_out_what_is_empty() -> None:
             ClientInfo(2, MeshKey.from_hex(MESH_HEX), True, True, "x"),
         ),
         ({"meshKey": MESH_HEX.upper()}, ClientInfo(0, MeshKey.from_hex(MESH_HEX))),
-        ({"meshKey": None}, ClientInfo(version=0)),
+        # The long s is an s to Go's fold, the Kelvin sign a k.
+        ({"IsProber": False, "i\u017fProber": True}, ClientInfo(0, is_prober=True)),
+        # What is no UTF-8, or half a UTF-16 pair, becomes U+FFFD.
+        (b'{"x":"\xff","AppName":"\xff"}', ClientInfo(0, app_name="\ufffd")),
+        (b'{"AppName":"a\\udc00"}', ClientInfo(0, app_name="a\ufffd")),
+        (b'{"version":1,"Version":2,"VERSION":null}', ClientInfo()),
         # tailscale-rs: these names match nothing, "none" is no mesh key.
         (
             {
@@ -202,7 +207,12 @@ def test_malformed_mesh_keys_are_refused(mesh_key: str) -> None:
         b"",
         b"{",
         b"\xff",
-        b'{"AppName":"\xff"}',
+        b"\xef\xbb\xbf{}",
+        b'{"version":NaN}',
+        b'[["version",2]]',
+        b'{"AppName":"a\nb"}',
+        # Right in the end, but Go has stumbled by then.
+        b'{"version":"2","version":2}',
         b"{} x",
         b"[" * 100_000,
         [],
@@ -216,6 +226,9 @@ def test_malformed_mesh_keys_are_refused(mesh_key: str) -> None:
         {"IsProber": "true"},
         {"AppName": 7},
         {"meshKey": 7},
+        # Go's key type reads null itself, and refuses it.
+        {"meshKey": None},
+        {"me\u017fhKey": "none"},
     ],
 )
 def test_bad_json_is_refused(value: Any) -> None:

@@ -111,7 +111,9 @@ class Relay:
 
     def leaf_sha256(self) -> str:
         """Hash of the relay's own certificate, as CertName wants it."""
-        crt = self.folder / "certs" / f"{self.hostname}.crt"
+        # cert.go: an IPv6 address loses its colons.
+        name = self.hostname.replace(":", "")
+        crt = self.folder / "certs" / f"{name}.crt"
         pem = crt.read_text(encoding="ascii")
         end = "-----END CERTIFICATE-----"
         leaf = pem[: pem.index(end) + len(end)]
@@ -185,6 +187,7 @@ async def open_relay(
     host: str = "127.0.0.1",
     port: int | None = None,
     stun_port: int | None = None,
+    listen: str | None = None,
     flags: tuple[str, ...] = (),
     wrapper: tuple[str | Path, ...] = (),
 ) -> AsyncIterator[Relay]:
@@ -195,9 +198,10 @@ async def open_relay(
             the same folder and on the same port is the same relay again.
         kind: Whose relay; None for what the environment says.
         security: What stands between a client and it.
-        host: IP address to listen on.
+        host: IP address that clients use.
         port: TCP port; None for a free one.
         stun_port: UDP port; None for the same number as ``port``.
+        listen: What to listen on in place of ``host``; empty for everything.
         flags: Further flags.
         wrapper: A command that runs the relay, such as ``ip netns exec``.
     """
@@ -209,7 +213,8 @@ async def open_relay(
     certs.mkdir(parents=True, exist_ok=True)
     if security is Security.CA and not (folder / "ca.pem").exists():
         _issue_certificate(folder, hostname)
-    bracketed = f"[{host}]" if ":" in host else host
+    listen = host if listen is None else listen
+    bracketed = f"[{listen}]" if ":" in listen else listen
     program: tuple[str | Path, ...] = (sys.executable, "-m", "relay")
     environment = dict(os.environ)
     if kind is RelayKind.DERPER:

@@ -171,9 +171,6 @@ def _flags(target: Target, directory: Path) -> list[str]:
 
 
 def _wait_until_ready(relay: RelayProcess) -> None:
-    ports = [
-        port for port in (relay.target.port, relay.target.http_port) if port is not None
-    ]
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
         if relay.process.poll() is not None:
@@ -181,11 +178,18 @@ def _wait_until_ready(relay: RelayProcess) -> None:
                 f"{relay.kind} ended with status {relay.process.returncode}:\n"
                 f"{relay.log}"
             )
-        says_so = relay.kind != "ours" or _READY in relay.log
-        if says_so and all(_accepts(relay.target.host, port) for port in ports):
+        if _is_ready(relay):
             return
         time.sleep(0.05)
     raise RelayError(f"{relay.kind} is not ready after 20 s:\n{relay.log}")
+
+
+def _is_ready(relay: RelayProcess) -> bool:
+    if relay.kind == "ours":
+        return _READY in relay.log
+    # derper does not say when it is.
+    ports = (relay.target.port, relay.target.http_port)
+    return all(_accepts(relay.target.host, port) for port in ports if port is not None)
 
 
 def _accepts(host: str, port: int) -> bool:

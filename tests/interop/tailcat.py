@@ -143,9 +143,14 @@ class Tailcat:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, *arguments: str, stdin: Path | None = None
+        self, *arguments: str, stdin: Path | int | None = None
     ) -> AsyncIterator[Program]:
-        """Run one client while the block runs."""
+        """Run one client while the block runs; it writes to ``client.out``.
+
+        Args:
+            arguments: A token, or a command with one.
+            stdin: A file that it sends, or a descriptor to read from.
+        """
         async with open_program(
             *self._argv(*arguments),
             log_file=self.folder / "client.log",
