@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from relay.front.http import HttpError, HttpReader, RequestHead
+import h11
+
+from relay.derp.session import SessionStatistics
+from relay.derp.switch import SwitchStatistics
+from relay.front.http import HttpError, HttpReader, RequestHead, encode_answer
+from relay.front.router import FrontStatistics, _to_request
+from relay.pages.bootstrap_dns import BootstrapDns
+from relay.pages.metrics import Metrics
+from relay.pages.page import Response
+from relay.pages.site import Site
+from relay.stun import StunStatistics
 from tailnet.derp.upgrade import (
     ResponseHead,
     ResponseReader,
@@ -20,6 +30,7 @@ from tailnet.errors import RemoteProtocolError
 from tests.fuzz.common import pieces, single_bytes
 
 __all__ = (
+    "page_request",
     "upgrade_request",
     "upgrade_response",
     "websocket_client",
@@ -66,6 +77,77 @@ def _request(chunks: list[bytes]) -> RequestHead | str | None:
         if head is not None:
             return head
     return None
+
+
+def _site() -> Site:
+    switch, dns = SwitchStatistics(), BootstrapDns(())
+    return Site(
+        metrics=Metrics(
+            switch=lambda: switch,
+            sessions=SessionStatistics(),
+            front=FrontStatistics(),
+            stun=StunStatistics(),
+            bootstrap_dns=dns.statistics,
+            version="1",
+        ),
+        bootstrap_dns=dns,
+        machine=lambda: "host",
+    )
+
+
+SITE = _site()
+
+
+def page_request(data: bytes) -> None:
+    """A request for a page, on either port; an odd first byte is an operator.
+
+    Whatever is asked, the answer is one answer: nothing of the request breaks
+    out of a header.
+    """
+    head = _request([data[1:]])
+    if not isinstance(head, RequestHead):
+        return
+    remote = ("127.0.0.1", 1) if data[0] & 1 else ("192.0.2.1", 1)
+    for tls, answer in (
+        (False, SITE.answer),
+        (True, SITE.answer),
+        (False, SITE.answer_helper),
+    ):
+        try:
+            request = _to_request(head, remote, tls=tls)
+        except HttpError:
+            return
+        _check_answer(head, answer(request))
+
+
+def _check_answer(head: RequestHead, response: Response) -> None:
+    wire = encode_answer(
+        response.status,
+        response.headers,
+        response.body,
+        method=head.method,
+        keep_alive=False,
+    )
+    reader = h11.Connection(h11.CLIENT)
+    # HEAD has no body, and neither has CONNECT when it is granted.
+    method = head.method if head.method in ("HEAD", "CONNECT") else "GET"
+    reader.send(h11.Request(method=method, target="/", headers=[("Host", "-")]))
+    reader.send(h11.EndOfMessage())
+    reader.receive_data(wire)
+    reader.receive_data(b"")
+    event, body = reader.next_event(), b""
+    assert isinstance(event, h11.Response)
+    assert event.status_code == response.status
+    sent = {name.lower() for name, _ in response.headers}
+    assert {name.decode() for name, _ in event.headers} - sent <= {
+        "date",
+        "content-length",
+        "connection",
+    }
+    while isinstance(event := reader.next_event(), h11.Data):
+        body += event.data
+    if method == "GET" and response.status not in (204, 304):
+        assert body == response.body
 
 
 def upgrade_response(data: bytes) -> None:
