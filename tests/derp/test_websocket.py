@@ -153,6 +153,17 @@ def test_ping_flood_is_answered_once() -> None:
     assert stream.data_to_send() == b"\x8a\x03999"
 
 
+def test_pending_tells_whether_there_is_something_to_send() -> None:
+    stream = WebsocketStream(server=True)
+    assert not stream.pending
+    stream.receive_data(masked(0x89, b""))
+    assert stream.pending
+    stream.data_to_send()
+    assert not stream.pending
+    stream.close()
+    assert stream.pending
+
+
 def test_a_new_message_may_not_begin_inside_another() -> None:
     stream = WebsocketStream(server=True)
     assert stream.receive_data(masked(0x02, b"ab")) == b"ab"
