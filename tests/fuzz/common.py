@@ -14,7 +14,7 @@ SERVER: Final = NodePrivate(b"\x10" + b"\x11" * 30 + b"\x51")
 CLIENT: Final = NodePrivate(b"\x20" + b"\x22" * 30 + b"\x62")
 
 # Byte by byte takes time squared for some buffers; so only what is short.
-_MAX_SINGLE: Final = 256
+_MAX_SINGLE: Final = 100
 
 
 def pieces(data: bytes) -> list[bytes]:

@@ -272,13 +272,16 @@ def splitter(data: bytes) -> None:
 
 
 def _split_for_relay(chunks: list[bytes]) -> tuple[list[object], bool]:
-    sink, waiting, skip = _Flat(), b"", 0
+    """Feed the splitter as the relay does: not before there is enough for it."""
+    sink, waiting, wanted, skip = _Flat(), b"", 0, 0
     for chunk in chunks:
         skipped = min(skip, len(chunk))
         skip -= skipped
         waiting += chunk[skipped:]
+        if len(waiting) < wanted:
+            continue
         try:
-            used, _ = split_frames(waiting, bytes(CLIENT_PUBLIC), sink)
+            used, wanted = split_frames(waiting, bytes(CLIENT_PUBLIC), sink)
         except RemoteProtocolError:
             return sink.frames, True
         skip += max(0, used - len(waiting))
