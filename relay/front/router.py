@@ -125,16 +125,20 @@ class Front:
         while True:
             try:
                 head = await _next_request(wire, reader)
+                request = (
+                    None
+                    if head is None
+                    else _to_request(head, remote, tls=version is not None)
+                )
             except HttpError as exc:
                 log.debug("bad request", remote=remote, reason=str(exc))
                 await wire.send(exc.answer())
                 return
-            if head is None:
+            if head is None or request is None:
                 return
             if version is not None:
                 counts = self.statistics.requests_by_tls
                 counts[version] = counts.get(version, 0) + 1
-            request = _to_request(head, remote, tls=version is not None)
             if self.derp is not None and request.path == DERP_PATH:
                 upgrade = decode_upgrade_request(head.headers)
                 if upgrade.kind is not UpgradeKind.NONE:
@@ -219,10 +223,18 @@ async def _next_request(wire: Wire, reader: HttpReader) -> RequestHead | None:
 def _to_request(
     head: RequestHead, remote: tuple[str, int] | None, *, tls: bool
 ) -> Request:
-    # RFC 9112 3.2: the target may be a whole URI, which only proxies send.
-    parts = urllib.parse.urlsplit(head.target if "://" in head.target else "")
+    """Read the target of a request.
+
+    Raises:
+        HttpError: It is a URI, and a broken one.
+    """
     target = head.target
-    if parts.netloc:
+    if "://" in target and not target.startswith("/"):
+        # RFC 9112 3.2: a whole URI, which only proxies send.
+        try:
+            parts = urllib.parse.urlsplit(target)
+        except ValueError as exc:
+            raise HttpError(400, f"malformed URI: {exc}") from None
         target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
     path, _, query = target.partition("?")
     return Request(
