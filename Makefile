@@ -34,6 +34,9 @@ lock: install
 	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
 	  --allow-unsafe --extra dev -o requirements/dev.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
+	  --allow-unsafe -o requirements/peers.txt requirements/peers.in
 
 # The real peers of tests/interop; all that cannot be had is named with a reason.
 peers: install

@@ -18,7 +18,8 @@ from tests.interop.probe.answers import Answers, compare, flatten, judge
 from tests.interop.probe.catalog import SCENARIOS, probe
 from tests.interop.probe.scenario import Scenario
 from tests.interop.probe.wire import Target
-from tests.interop.relays import Kind, missing, open_relay_process
+from tests.interop.relays import Kind, open_relay_process
+from tests.interop.tools import find_go_program, needs
 
 _ACCEPT_TO_ADOPT: Final = (
     "a connection that says nothing is closed 10 s after it was accepted, not "
@@ -135,8 +136,7 @@ CHOSEN: Final = [
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Pair]:
     """The answers of derper and of ours, all asked at the same time."""
-    if (reason := missing("derper")) is not None:
-        pytest.skip(reason)
+    needs(find_go_program, "derper")
     names = [name for name in _KINDS if name != "IPv6" or _has_ipv6()]
     kinds: tuple[Kind, Kind] = ("derper", "ours")
     found: dict[tuple[str, Kind], Answers] = {}
@@ -202,8 +202,7 @@ def test_any_changed_answer_of_derper_is_found(answers: dict[str, Pair]) -> None
 @pytest.mark.timeout(120)
 def test_a_derper_with_another_home_page_is_found() -> None:
     """The whole way from a relay's behaviour to the fault, with a real one."""
-    if (reason := missing("derper")) is not None:
-        pytest.skip(reason)
+    needs(find_go_program, "derper")
 
     async def ask(target: Target) -> Answers:
         return await probe(target, wanted=lambda scenario: scenario.name == "pages")
