@@ -237,7 +237,7 @@ class Switch(Protocol):
         ...
 
     async def wait_flushed(self) -> None:
-        """Wait until no packet waits in any queue."""
+        """Wait until all that is queued has gone into the sockets."""
         ...
 
     async def run(self) -> None:
