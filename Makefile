@@ -57,6 +57,13 @@ bench-quick: install
 	@$(BIN)/python tools/install_peers.py wheels programs
 	@$(BIN)/python -m bench --quick $(BENCH)
 
+# Every decoder, the time divided among them. Without atheris (see
+# requirements/fuzz.txt) the runner mutates blindly.
+fuzz: install
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/fuzz.txt || \
+	  echo "fuzz: atheris cannot be had here, so inputs are mutated blindly"
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
+
 fmt: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

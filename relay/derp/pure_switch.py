@@ -14,6 +14,7 @@ import heapq
 import math
 import random
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
@@ -202,6 +203,9 @@ class PureSwitch:
         statistics.current_home_connections = sum(c.home for c in connections)
         statistics.current_not_ideal_connections = sum(
             c.hello.not_ideal for c in connections
+        )
+        statistics.connections_by_tls = dict(
+            Counter(c.tls.version or "" for c in connections if c.tls is not None)
         )
         statistics.clients = len(self.clients)
         for client in self.clients.values():

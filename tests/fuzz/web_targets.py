@@ -125,7 +125,7 @@ def _check_answer(head: RequestHead, response: Response) -> None:
         response.status,
         response.headers,
         response.body,
-        method=head.method,
+        request=head,
         keep_alive=False,
     )
     reader = h11.Connection(h11.CLIENT)
