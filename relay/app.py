@@ -112,6 +112,33 @@ async def open_relay(
     Raises:
         ConfigError: A port, file or certificate cannot be used.
     """
+    async with (
+        _open_admission(settings) as own,
+        _run_relay(settings, (*own, *admission)) as relay,
+    ):
+        yield relay
+
+
+@asynccontextmanager
+async def _open_admission(settings: Settings) -> AsyncIterator[Sequence[Admission]]:
+    """Who is to be asked about each client, by the settings."""
+    if not settings.verify_client_url:
+        yield ()
+        return
+    # Imported only when used: it brings a whole HTTP client along.
+    from relay.verify import open_url_admission
+
+    async with open_url_admission(
+        settings.verify_client_url,
+        is_fail_open=settings.verify_client_url_fail_open,
+    ) as ask_url:
+        yield (ask_url,)
+
+
+@asynccontextmanager
+async def _run_relay(
+    settings: Settings, admission: Sequence[Admission]
+) -> AsyncIterator[Relay]:
     relay = _build(settings, admission)
     dns = BootstrapDns(settings.bootstrap_dns_names)
     site = _build_site(relay, dns)

@@ -34,14 +34,6 @@ PENDING = {
         "front/tls.py",
         "front/wire.py",
         "memory.py",
-        "pages/access.py",
-        "pages/bootstrap_dns.py",
-        "pages/debug.py",
-        "pages/home.py",
-        "pages/metrics.py",
-        "pages/page.py",
-        "pages/paths.py",
-        "pages/site.py",
     )
 }
 

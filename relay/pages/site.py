@@ -214,11 +214,10 @@ class Site:
             case "check":
                 problems = check_consistency(self.metrics.switch())
                 if problems:
-                    error = go_error(500, ", ".join(problems))
                     return Response(
                         500,
-                        (*dict((*DEBUG_HEADERS, *error.headers)).items(),),
-                        error.body,
+                        (*DEBUG_HEADERS, TEXT_PLAIN),
+                        f"{', '.join(problems)}\n".encode(),
                     )
                 return Response(
                     200,

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
@@ -143,9 +143,14 @@ class Tailcat:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, *arguments: str, stdin: Path | None = None
+        self, *arguments: str, stdin: Path | int | None = None
     ) -> AsyncIterator[Program]:
-        """Run one client while the block runs."""
+        """Run one client while the block runs; it writes to ``client.out``.
+
+        Args:
+            arguments: A token, or a command with one.
+            stdin: A file that it sends, or a descriptor to read from.
+        """
         async with open_program(
             *self._argv(*arguments),
             log_file=self.folder / "client.log",
@@ -193,8 +198,16 @@ class Transfer(NamedTuple):
     sha256: str
 
 
+class HasMap(Protocol):
+    """A relay that can be put into a DERP map."""
+
+    def derp_map(self, **changes: object) -> bytes:
+        """The map; ``changes`` go into the relay's node."""
+        ...
+
+
 async def send_file(
-    relay: Relay,
+    relay: HasMap,
     sender: Tailcat,
     receiver: Tailcat,
     source: Path,
