@@ -35,6 +35,9 @@ lock: install
 	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
 	  --allow-unsafe --extra dev -o requirements/dev.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
+	  --allow-unsafe -o requirements/peers.txt requirements/peers.in
 
 # The real peers of tests/interop; all that cannot be had is named with a reason.
 peers: install
@@ -53,6 +56,13 @@ bench: install
 bench-quick: install
 	@$(BIN)/python tools/install_peers.py wheels programs
 	@$(BIN)/python -m bench --quick $(BENCH)
+
+# Every decoder, the time divided among them. Without atheris (see
+# requirements/fuzz.txt) the runner mutates blindly.
+fuzz: install
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/fuzz.txt || \
+	  echo "fuzz: atheris cannot be had here, so inputs are mutated blindly"
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
 
 fmt: install
 	$(BIN)/ruff format .

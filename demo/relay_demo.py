@@ -74,6 +74,7 @@ async def run_demo(console: Console, kind: RelayKind, size: int) -> None:
                 f"clients   2 x tailcat (Tailscale's own data plane), DERP only\n"
                 f"file      {size / MEGABYTE:.0f} MB of random bytes",
                 highlight=False,
+                soft_wrap=True,
             )
             sender = Tailcat.for_relay(tailcat, folder / "sender", relay)
             receiver = Tailcat.for_relay(tailcat, folder / "receiver", relay)

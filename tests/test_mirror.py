@@ -34,18 +34,7 @@ PENDING = {
         "front/tls.py",
         "front/wire.py",
         "memory.py",
-        "pages/access.py",
-        "pages/bootstrap_dns.py",
-        "pages/debug.py",
-        "pages/home.py",
-        "pages/metrics.py",
-        "pages/page.py",
-        "pages/paths.py",
-        "pages/site.py",
     )
-} | {
-    Path("tailnet/derp") / name
-    for name in ("client.py", "dial.py", "login.py", "session.py")
 }
 
 

@@ -269,6 +269,19 @@ def test_client_info_in_the_name_of_another() -> None:
         decode_client_info(SERVER, raw(FrameType.CLIENT_INFO, bytes(body)))
 
 
+def test_top_bit_of_a_key_is_nobodys() -> None:
+    """X25519 does not look at it (RFC 7748 5), here and in Go.
+
+    So a client can come under two keys. They are two clients to a relay, and
+    an admission controller is asked for the one that was sent.
+    """
+    body = bytearray(client_info_frame(b"{}").body)
+    body[31] |= 0x80
+    key, _ = decode_client_info(SERVER, raw(FrameType.CLIENT_INFO, bytes(body)))
+    assert bytes(key) == bytes(body[:32])
+    assert key != CLIENT.public()
+
+
 @pytest.mark.parametrize(
     "point", ["00" * 32, "01" + "00" * 31, "ec" + "ff" * 30 + "7f"]
 )

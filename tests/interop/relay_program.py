@@ -17,7 +17,7 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,7 +34,15 @@ from tests.interop.programs import (
 )
 from tests.interop.tools import find_go_program
 
-__all__ = ("Counters", "Relay", "RelayKind", "Security", "careless_tls", "open_relay")
+__all__ = (
+    "Counters",
+    "Relay",
+    "RelayKind",
+    "Security",
+    "careless_tls",
+    "derp_map_of",
+    "open_relay",
+)
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 REGION: Final = 900
@@ -137,13 +145,7 @@ class Relay:
 
     def derp_map(self, **changes: object) -> bytes:
         """A DERP map with this relay alone; ``changes`` go into its node."""
-        region = {
-            "RegionID": REGION,
-            "RegionCode": "test",
-            "RegionName": "Test",
-            "Nodes": [{**self.node(), **changes}],
-        }
-        return json.dumps({"Regions": {str(REGION): region}}).encode()
+        return derp_map_of({**self.node(), **changes})
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """GET a page of the relay; returns status and body."""
@@ -168,6 +170,17 @@ class Relay:
             connection.request("GET", path, headers={"Connection": "close"})
             answer = connection.getresponse()
             return answer.status, answer.read()
+
+
+def derp_map_of(node: Mapping[str, object]) -> bytes:
+    """A DERP map with one region and one node."""
+    region = {
+        "RegionID": REGION,
+        "RegionCode": "test",
+        "RegionName": "Test",
+        "Nodes": [node],
+    }
+    return json.dumps({"Regions": {str(REGION): region}}).encode()
 
 
 def careless_tls() -> ssl.SSLContext:

