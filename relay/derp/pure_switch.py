@@ -110,6 +110,7 @@ class PureSwitch:
         self._events: list[SwitchEvent] = []
         self._event = trio.Event()
         self._flushed: trio.Event | None = None
+        self._is_telling = False  # in _tell_gone
 
     # -- for the rooms above ------------------------------------------------
 
@@ -310,11 +311,19 @@ class PureSwitch:
         """derpserver.go notePeerGoneFromRegionLocked."""
         self._events.append(KeyGone(NodePublic(client.key)))
         frame = encode_peer_gone(NodePublic(client.key), PeerGoneReason.DISCONNECTED)
-        for connection in client.heard_by:
+        # What the peer sent last goes out before the word that it is gone, or
+        # Go's client would take it for a sign of life. Not when a flush ends
+        # the next connection, and so on: a crowd that leaves is no recursion.
+        outermost, self._is_telling = not self._is_telling, True
+        for connection in list(client.heard_by):
+            if outermost and connection.dirty:
+                self._flush(connection)
             if connection.heard is not None:
                 connection.heard.discard(client)
             if self.send_control(connection, frame):
                 self.counters.peer_gone_disconnected_frames += 1
+        if outermost:
+            self._is_telling = False
 
     # -- the turn -----------------------------------------------------------
 
