@@ -17,6 +17,7 @@ import contextlib
 import os
 import secrets
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,8 @@ class Trial:
     source: Path
     folder: Path
 
-    async def counters(self) -> Counters:
-        """Ask from within R: a relay shows its counters to loopback only."""
+    async def fetch(self, url: str) -> str:
+        """Get a page from within R, waiting until somebody serves it."""
         folder = self.folder / "curl"
         folder.mkdir(exist_ok=True)
         done = await run_program(
@@ -123,13 +124,17 @@ class Trial:
             find_debian_tool("curl"),
             *("--silent", "--show-error", "--fail", "--insecure"),
             *("--retry", "20", "--retry-delay", "1", "--retry-connrefused"),
-            "https://127.0.0.1/debug/varz",
+            url,
             folder=folder,
             timeout=30,
             env=clean_environment(self.folder / "home"),
         )
         assert done.returncode == 0, done.log
-        return Counters.parse(done.stdout.decode())
+        return done.stdout.decode()
+
+    async def counters(self) -> Counters:
+        """The relay shows its counters to loopback only."""
+        return Counters.parse(await self.fetch("https://127.0.0.1/debug/varz"))
 
     async def send(self, name: str) -> tuple[float, str]:
         """Send the file from A to B.
@@ -174,14 +179,16 @@ async def open_trial(tailcat: Path, folder: Path) -> AsyncIterator[Trial]:
             (pages / "derpmap.json").write_bytes(relay.derp_map())
             async with open_program(
                 *network.enter(network.r),
-                *("python3", "-m", "http.server", "8080"),
+                *(sys.executable, "-m", "http.server", "8080"),
                 *("--bind", RELAY, "--directory", pages),
                 log_file=folder / "http.log",
                 env=clean_environment(folder / "home"),
             ):
                 source = make_file(folder / "source", SIZE)
                 url = f"http://{RELAY}:8080/derpmap.json"
-                yield Trial(network, relay, url, tailcat, source, folder)
+                trial = Trial(network, relay, url, tailcat, source, folder)
+                await trial.fetch(url)
+                yield trial
 
 
 @pytest.mark.slow
