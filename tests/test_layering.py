@@ -19,6 +19,7 @@ IO_MODULES = {
     Path("tailnet/derp/client.py"): "the DERP client",
     Path("tailnet/derp/dial.py"): "TCP, TLS, addresses of a node",
     Path("tailnet/derp/login.py"): "one attempt to connect, under its deadline",
+    Path("tailnet/derp/tls_stream.py"): "TLS on a stream of trio's",
     Path("tailnet/derp/session.py"): "the tasks of one connection",
 }
 

@@ -35,9 +35,10 @@ class Client(Generic[ConnectionT]):
         self.active: ConnectionT | None = None
         self.heard_by: set[ConnectionT] = set()
         self._last: ConnectionT | None = None
-        # Speakers, the latest at the end; without repetition, since all that
-        # is asked of it is who of those still here spoke last.
-        self._spoke: list[ConnectionT] = []
+        # Speakers, the latest at the end: all that is asked of it is who of
+        # those still here spoke last. A dict, because somebody may well open
+        # a thousand connections with one key.
+        self._spoke: dict[ConnectionT, None] = {}
 
     @property
     def is_duplicate(self) -> bool:
@@ -45,9 +46,13 @@ class Client(Generic[ConnectionT]):
 
     def add(self, connection: ConnectionT) -> None:
         """A connection comes, and is the active one."""
-        if self.connections:
-            if not self.is_duplicate:
-                self._spoke = list(self.connections)
+        if self.is_duplicate:
+            # derpserver.go registerClient: the third counts as having spoken,
+            # the second does not.
+            self._spoke[connection] = None
+            self._last = connection
+        elif self.connections:
+            self._spoke = dict.fromkeys(self.connections)
             self._last = connection
         self.connections.append(connection)
         self.active = connection
@@ -55,15 +60,13 @@ class Client(Generic[ConnectionT]):
     def note_activity(self, connection: ConnectionT) -> None:
         """One of several has sent a frame: it is the active one now."""
         self._last = self.active = connection
-        if connection in self._spoke:
-            self._spoke.remove(connection)
-        self._spoke.append(connection)
+        self._spoke.pop(connection, None)
+        self._spoke[connection] = None
 
     def remove(self, connection: ConnectionT) -> None:
         """A connection goes; another becomes active if this one was."""
         self.connections.remove(connection)
-        if connection in self._spoke:
-            self._spoke.remove(connection)
+        self._spoke.pop(connection, None)
         if self._last is connection:
             self._last = None
         if len(self.connections) == 1:
@@ -71,6 +74,5 @@ class Client(Generic[ConnectionT]):
             self._last = None
             self._spoke.clear()
         else:
-            # derpserver.go pickActiveClient; nobody, if those that are left
-            # have been silent ever since others came.
-            self.active = self._last or (self._spoke[-1] if self._spoke else None)
+            # derpserver.go removeClient and pickActiveClient.
+            self.active = self._last or next(reversed(self._spoke), None)

@@ -12,7 +12,7 @@ from collections import deque
 from typing import Final, TypeAlias
 
 from relay.derp.counters import Counters
-from relay.derp.split import PREFIX_LEN, drop_packets
+from relay.derp.split import PREFIX_LEN, skip_packets
 from relay.derp.switch import DropReason
 
 __all__ = ("MAX_CONTROL_LEN", "Outbox")
@@ -32,35 +32,57 @@ _Chunk: TypeAlias = tuple[bytes, int, float]
 class _Lane:
     """Chunks of whole packets, oldest first."""
 
-    __slots__ = ("chunks", "disco", "frame_bytes", "packets")
+    __slots__ = ("chunks", "disco", "frame_bytes", "packets", "skipped")
 
     def __init__(self, *, disco: bool) -> None:
         self.chunks: deque[_Chunk] = deque()
+        # Bytes at the front of the first chunk that were dropped. Cutting
+        # them off at once would copy the rest of it for each packet.
+        self.skipped = 0
         self.packets = 0
         self.frame_bytes = 0  # with headers and keys
         self.disco = disco
 
-    def drop_oldest(self, packets: int, counters: Counters, reason: DropReason) -> None:
-        """Drop that many packets, or all there are."""
-        payload = 0
+    def drop_oldest(
+        self, packets: int, size: int, counters: Counters, reason: DropReason
+    ) -> None:
+        """Drop the oldest packets: the fewest that will do, or all.
+
+        Args:
+            packets: How many at least.
+            size: How many bytes of frames at least.
+            counters: Where to note them.
+            reason: Why.
+        """
+        chunks = self.chunks
         dropped = 0
         freed = 0
-        while dropped < packets and self.chunks:
-            frames, count, since = self.chunks.popleft()
-            if dropped + count > packets:
-                rest, cut = drop_packets(frames, packets - dropped)
-                self.chunks.appendleft((rest, count - (packets - dropped), since))
-                freed += len(frames) - len(rest)
-                payload += cut
-                dropped = packets
-            else:
-                freed += len(frames)
-                payload += len(frames) - PREFIX_LEN * count
+        while chunks and (dropped < packets or freed < size):
+            frames, count, since = chunks[0]
+            start = self.skipped
+            whole = len(frames) - start
+            if dropped + count <= packets or freed + whole <= size:
+                chunks.popleft()
+                self.skipped = 0
                 dropped += count
+                freed += whole
+                continue
+            pos, skipped = skip_packets(frames, start, packets - dropped, size - freed)
+            dropped += skipped
+            freed += pos - start
+            if skipped == count:
+                chunks.popleft()
+                self.skipped = 0
+            else:
+                if 2 * pos > len(frames):  # hold no more than twice what is left
+                    frames = frames[pos:]
+                    pos = 0
+                chunks[0] = (frames, count - skipped, since)
+                self.skipped = pos
         self.packets -= dropped
         self.frame_bytes -= freed
         counters.queued_bytes -= freed
-        counters.drop(reason, dropped, payload, disco=self.disco)
+        counters.drop(reason, dropped, freed - PREFIX_LEN * dropped, disco=self.disco)
 
 
 class Outbox:
@@ -136,26 +158,21 @@ class Outbox:
         lane.packets += count
         lane.frame_bytes += size
         self._counters.queued_bytes += size
-        if lane.packets > self._max_packets:
+        if lane.packets > self._max_packets or lane.frame_bytes > self._max_bytes:
             lane.drop_oldest(
-                lane.packets - self._max_packets, self._counters, DropReason.QUEUE_HEAD
-            )
-        while lane.frame_bytes > self._max_bytes and lane.packets:
-            # A chunk that is over in one go is rare; packet by packet is
-            # exact, and a chunk's packets are about as large as each other.
-            over = lane.frame_bytes - self._max_bytes
-            mean = lane.frame_bytes // lane.packets
-            lane.drop_oldest(
-                max(1, over // (mean + 1)), self._counters, DropReason.QUEUE_HEAD
+                lane.packets - self._max_packets,
+                lane.frame_bytes - self._max_bytes,
+                self._counters,
+                DropReason.QUEUE_HEAD,
             )
 
     def drop_oldest_bytes(self, amount: int) -> None:
-        """Drop packets until about ``amount`` bytes are freed."""
-        target = max(0, self.queued_bytes - amount)
+        """Drop packets until ``amount`` bytes are freed; disco goes last."""
+        target = self.queued_bytes - amount
         for lane in (self._data, self._disco):
-            while lane is not None and lane.packets and self.queued_bytes > target:
+            if lane is not None:
                 lane.drop_oldest(
-                    max(1, lane.packets // 8), self._counters, DropReason.QUEUE_HEAD
+                    0, self.queued_bytes - target, self._counters, DropReason.QUEUE_HEAD
                 )
 
     def take(self, budget: int, now: float) -> bytes:
@@ -195,6 +212,9 @@ class Outbox:
         average = counters.average_queue_seconds
         while chunks and taken < budget:
             frames, count, since = chunks.popleft()
+            if lane.skipped:
+                frames = frames[lane.skipped :]
+                lane.skipped = 0
             parts.append(frames)
             taken += len(frames)
             size += len(frames)
@@ -217,5 +237,5 @@ class Outbox:
         self._control_len = 0
         for lane in (self._disco, self._data):
             if lane is not None:
-                lane.drop_oldest(lane.packets, self._counters, reason)
+                lane.drop_oldest(lane.packets, 0, self._counters, reason)
         self._disco = self._data = None

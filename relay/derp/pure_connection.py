@@ -36,6 +36,10 @@ __all__ = ("Connection",)
 # Sealed ahead of the socket at most. What is sealed can no longer be dropped.
 WRITE_BUDGET: Final = 128 << 10
 
+# Pieces of an unfinished frame before they are put together: a client that
+# drips bytes must not have us keep an object for each.
+_MAX_PIECES: Final = 64
+
 # derpserver.go: rate.NewLimiter(rate.Every(time.Second), 3).
 NOT_HERE_BURST: Final = 3.0
 
@@ -88,6 +92,7 @@ class Connection:
         "tls",
         "watched",
         "websocket",
+        "write_timer_runs",
     )
 
     def __init__(
@@ -125,7 +130,9 @@ class Connection:
         )
         self.keep_alive_interval = 0.0  # seconds, jitter included
         self.watched = False  # for room in the socket
-        self.progress_at = now  # when the socket last took a byte
+        # When the socket last took a byte, or when waiting for it began.
+        self.progress_at = now
+        self.write_timer_runs = False
         self._wire: memoryview | None = None  # sealed, not yet in the socket
         self._carry: list[bytes] | None = None  # part of a frame
         self._carry_len = 0
@@ -147,22 +154,25 @@ class Connection:
 
     # -- reading ------------------------------------------------------------
 
-    def handle_readable(self, buffer: memoryview) -> None:
+    def handle_readable(self, buffer: memoryview) -> int:
         """Take what the socket has, at most ``len(buffer)`` bytes.
 
         Args:
             buffer: Scratch memory.
+
+        Returns:
+            How many bytes there were.
         """
         try:
             count = self.sock.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
-            return
+            return 0
         except OSError as exc:
             self._switch.drop_connection(self, f"read: {exc.strerror}")
-            return
+            return 0
         if not count:
             self._switch.drop_connection(self, "the client hung up")
-            return
+            return 0
         tls = self.tls
         try:
             if tls is None:
@@ -178,6 +188,7 @@ class Connection:
                     self._switch.mark_dirty(self)
         except TlsError as exc:
             self._switch.drop_connection(self, f"TLS: {exc}", by_fault=True)
+        return count
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes that came through TLS, if there is TLS."""
@@ -211,12 +222,14 @@ class Connection:
             carry.append(data)
             self._carry_len += len(data)
             if self._carry_len < self._wanted:
+                if len(carry) >= _MAX_PIECES:
+                    self._carry = [b"".join(carry)]
                 return
             data = b"".join(carry)
             self._carry = None
             self._carry_len = 0
-        if self.client.is_duplicate:
-            # Any frame will do, and this is where one begins or ends.
+        if self.client.is_duplicate and len(data) >= FRAME_HEADER.size:
+            # Any frame will do, as soon as its header is here.
             self._switch.note_activity(self)
         used, wanted = split_frames(data, self.key, self)
         left = len(data) - used

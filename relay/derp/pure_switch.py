@@ -14,9 +14,11 @@ import heapq
 import math
 import random
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
+import structlog
 import trio
 
 from relay.derp.clients import Client
@@ -49,8 +51,14 @@ READ_LEN: Final = 256 << 10
 # what a turn takes in, and so how long a flood delays everyone else.
 SOCKETS_PER_TURN: Final = 32
 
+# Bytes read in a turn after which what they brought is flushed at once. So the
+# bursts of several senders do not meet in a queue that has room for one.
+FLUSH_AFTER: Final = READ_LEN
+
 _KEEP_ALIVE: Final = "keep alive"
 _WRITE_DEADLINE: Final = "write deadline"
+
+log = structlog.get_logger("relay.derp")
 
 
 class _Timer(NamedTuple):
@@ -90,6 +98,8 @@ class PureSwitch:
         # Where packets for a key go; what clients[key].active says.
         self.active: dict[bytes, Connection] = {}
         self.dirty: list[Connection] = []
+        # Those whose socket is full. Between turns, nobody else has a queue.
+        self._full: set[Connection] = set()
         self._by_id: dict[ConnId, Connection] = {}
         self._by_fd: dict[int, Connection] = {}
         self._next_id = 1
@@ -100,6 +110,7 @@ class PureSwitch:
         self._events: list[SwitchEvent] = []
         self._event = trio.Event()
         self._flushed: trio.Event | None = None
+        self._is_telling = False  # in _tell_gone
 
     # -- for the rooms above ------------------------------------------------
 
@@ -116,6 +127,16 @@ class PureSwitch:
         self.now = now = trio.current_time()
         conn_id = ConnId(self._next_id)
         self._next_id += 1
+        fd = sock.fileno()
+        try:
+            self._poller.register(fd, READABLE)
+        except (OSError, ValueError) as exc:
+            # The system is out of watches; or run() has ended, and this
+            # client was in the middle of its handshake.
+            sock.close()
+            if isinstance(exc, OSError):
+                raise
+            return conn_id
         key = bytes(hello.key)
         client = self.clients.get(key)
         if client is None:
@@ -137,9 +158,7 @@ class PureSwitch:
         client.add(connection)
         self.active[key] = connection
         self._by_id[conn_id] = connection
-        fd = sock.fileno()
         self._by_fd[fd] = connection
-        self._poller.register(fd, READABLE)
         self._set_keep_alive(connection)
         connection.outbox.put_control(hello.frames)
         self.mark_dirty(connection)
@@ -147,7 +166,10 @@ class PureSwitch:
             try:
                 connection.receive_derp(leftover)
             except RemoteProtocolError as exc:
+                self._flush_dirty()  # the hello, which the client may expect
                 self.drop_connection(connection, str(exc), by_fault=True)
+            except Exception:
+                self._drop_for_bug(connection)
         self._flush_dirty()
         return conn_id
 
@@ -183,6 +205,9 @@ class PureSwitch:
         statistics.current_not_ideal_connections = sum(
             c.hello.not_ideal for c in connections
         )
+        statistics.connections_by_tls = dict(
+            Counter(c.tls.version or "" for c in connections if c.tls is not None)
+        )
         statistics.clients = len(self.clients)
         for client in self.clients.values():
             if client.is_duplicate:
@@ -199,8 +224,9 @@ class PureSwitch:
         return events
 
     async def wait_flushed(self) -> None:
-        while self.counters.queued_bytes:
-            self._flushed = trio.Event()
+        while self._full:
+            if self._flushed is None:
+                self._flushed = trio.Event()
             await self._flushed.wait()
         await trio.lowlevel.checkpoint()
 
@@ -245,6 +271,7 @@ class PureSwitch:
         if connection.closed:
             return
         connection.closed = True
+        self._note_room(connection)
         sock = connection.sock
         del self._by_id[connection.id]
         del self._by_fd[sock.fileno()]
@@ -275,7 +302,7 @@ class PureSwitch:
         if client.active is not None:
             self.active[client.key] = client.active
         else:
-            del self.active[client.key]
+            self.active.pop(client.key, None)
         if not client.connections:
             del self.clients[client.key]
             self._tell_gone(client)
@@ -284,37 +311,50 @@ class PureSwitch:
         """derpserver.go notePeerGoneFromRegionLocked."""
         self._events.append(KeyGone(NodePublic(client.key)))
         frame = encode_peer_gone(NodePublic(client.key), PeerGoneReason.DISCONNECTED)
-        for connection in client.heard_by:
+        # What the peer sent last goes out before the word that it is gone, or
+        # Go's client would take it for a sign of life. Not when a flush ends
+        # the next connection, and so on: a crowd that leaves is no recursion.
+        outermost, self._is_telling = not self._is_telling, True
+        for connection in list(client.heard_by):
+            if outermost and connection.dirty:
+                self._flush(connection)
             if connection.heard is not None:
                 connection.heard.discard(client)
             if self.send_control(connection, frame):
                 self.counters.peer_gone_disconnected_frames += 1
+        if outermost:
+            self._is_telling = False
 
     # -- the turn -----------------------------------------------------------
 
     def _turn(self) -> None:
         self.now = trio.current_time()
+        taken = 0
         for fd, mask in self._poller.poll(0, SOCKETS_PER_TURN):
             connection = self._by_fd.get(fd)
             if connection is None:
                 continue  # an earlier one of this turn has ended it
             if mask & ~WRITABLE:
-                connection.handle_readable(self._buffer)
+                try:
+                    taken += connection.handle_readable(self._buffer)
+                except Exception:
+                    self._drop_for_bug(connection)
+                if taken >= FLUSH_AFTER:
+                    taken = 0
+                    self._flush_dirty()
             if mask & WRITABLE:
                 self.mark_dirty(connection)
         self._flush_dirty()
 
     def _flush_dirty(self) -> None:
-        if self.counters.queued_bytes > self._queue_total:
-            self._relieve()
         dirty = self.dirty
         while dirty:
             connection = dirty.pop()
             connection.dirty = False
             if not connection.closed:
                 self._flush(connection)
-        if self._flushed is not None and not self.counters.queued_bytes:
-            self._flushed.set()
+        if self.counters.queued_bytes > self._queue_total:
+            self._relieve()
 
     def _flush(self, connection: Connection) -> None:
         try:
@@ -322,26 +362,46 @@ class PureSwitch:
         except OSError as exc:
             self.drop_connection(connection, f"write: {exc.strerror}")
             return
+        except Exception:
+            self._drop_for_bug(connection)
+            return
         if done == connection.watched:
             # Watch for room exactly while something waits for it.
-            connection.watched = not done
             self._poller.modify(
                 connection.sock.fileno(),
                 READABLE if done else READABLE | WRITABLE,
             )
-            if not done and connection.limits.write_timeout > 0:
-                self._set_timer(
-                    self.now + connection.limits.write_timeout,
-                    connection,
-                    _WRITE_DEADLINE,
-                )
+            if done:
+                self._note_room(connection)
+            else:
+                self._note_full(connection)
+
+    def _note_full(self, connection: Connection) -> None:
+        connection.watched = True
+        self._full.add(connection)
+        connection.progress_at = self.now
+        timeout = connection.limits.write_timeout
+        # One timer a connection: a slow reader fills its socket a thousand
+        # times a second.
+        if timeout > 0 and not connection.write_timer_runs:
+            connection.write_timer_runs = True
+            self._set_timer(self.now + timeout, connection, _WRITE_DEADLINE)
+
+    def _note_room(self, connection: Connection) -> None:
+        connection.watched = False
+        self._full.discard(connection)
+        if self._flushed is not None and not self._full:
+            self._flushed.set()
+            self._flushed = None
+
+    def _drop_for_bug(self, connection: Connection) -> None:
+        """An exception that should not be: let it end one connection only."""
+        log.exception("a bug ends a connection", key=connection.hello.key.short)
+        self.drop_connection(connection, "internal error")
 
     def _relieve(self) -> None:
         """Too much waits in all: the fullest queues drop their oldest."""
-        full = sorted(
-            (c for c in self._by_id.values() if c.outbox.queued_bytes),
-            key=lambda c: c.outbox.queued_bytes,
-        )
+        full = sorted(self._full, key=lambda c: c.outbox.queued_bytes)
         while full and self.counters.queued_bytes > self._queue_total:
             fullest = full.pop()
             excess = self.counters.queued_bytes - self._queue_total
@@ -387,10 +447,16 @@ class PureSwitch:
             if self.send_control(connection, KEEP_ALIVE):
                 self.counters.keep_alives_sent += 1
             interval = connection.keep_alive_interval
-            self._set_timer(timer.deadline + interval, connection, _KEEP_ALIVE)
-        elif connection.watched:
+            deadline = timer.deadline + interval
+            if deadline <= self.now:  # the process was stopped: no catching up
+                deadline = self.now + interval
+            self._set_timer(deadline, connection, _KEEP_ALIVE)
+            return
+        connection.write_timer_runs = False
+        if connection.watched:
             deadline = connection.progress_at + connection.limits.write_timeout
             if deadline > self.now:
+                connection.write_timer_runs = True
                 self._set_timer(deadline, connection, _WRITE_DEADLINE)
                 return
             self.counters.write_timeouts += 1

@@ -23,7 +23,7 @@ from tailnet.derp.frames import (
 from tailnet.errors import RemoteProtocolError
 from tailnet.keys import KEY_LEN
 
-__all__ = ("PREFIX_LEN", "Sink", "drop_packets", "split_frames")
+__all__ = ("PREFIX_LEN", "Sink", "skip_packets", "split_frames")
 
 _HEADER_LEN: Final = FRAME_HEADER.size
 # Header and key: what stands before a packet, in SendPacket and RecvPacket.
@@ -178,19 +178,24 @@ def split_frames(data: bytes, source: bytes, sink: Sink) -> tuple[int, int]:
     return pos, wanted
 
 
-def drop_packets(frames: bytes, count: int) -> tuple[bytes, int]:
-    """Cut the oldest packets off a chunk of RecvPacket frames.
+def skip_packets(frames: bytes, start: int, packets: int, size: int) -> tuple[int, int]:
+    """Find where the oldest packets of a chunk end.
 
     Args:
-        frames: Encoded frames, at least ``count`` of them.
-        count: How many to cut off.
+        frames: Encoded RecvPacket frames, nothing else.
+        start: Where a frame begins.
+        packets: How many to skip at least.
+        size: How many bytes of frames to skip at least.
 
     Returns:
-        What is left, and how many bytes of packets were cut off (without
-        headers and keys).
+        Where the first frame begins that is not skipped, and how many are:
+        the fewest that will do, or all.
     """
-    pos = 0
-    for _ in range(count):
+    end = len(frames)
+    pos = start
+    count = 0
+    while pos < end and (count < packets or pos - start < size):
         _, length = FRAME_HEADER.unpack_from(frames, pos)
         pos += _HEADER_LEN + length
-    return frames[pos:], pos - count * PREFIX_LEN
+        count += 1
+    return pos, count

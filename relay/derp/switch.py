@@ -171,6 +171,8 @@ class SwitchStatistics:
     write_timeouts: int = 0
     average_queue_duration_ms: float = 0.0
     queued_bytes: int = 0
+    # Connections by TLS version, ``TLSv1.3`` and so on; plain ones are not in.
+    connections_by_tls: dict[str, int] = field(default_factory=dict)
 
 
 class Switch(Protocol):
@@ -237,7 +239,7 @@ class Switch(Protocol):
         ...
 
     async def wait_flushed(self) -> None:
-        """Wait until no packet waits in any queue."""
+        """Wait until all that is queued has gone into the sockets."""
         ...
 
     async def run(self) -> None:

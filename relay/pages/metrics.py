@@ -32,7 +32,7 @@ from relay.stun import StunStatistics
 
 __all__ = ("PROMETHEUS_TYPE", "Metrics")
 
-PROMETHEUS_TYPE: Final = ("Content-Type", "text/plain;version=0.0.4;charset=utf-8")
+PROMETHEUS_TYPE: Final = ("Content-Type", "text/plain; charset=utf-8")
 
 _Labels = tuple[tuple[str, str], ...]
 
@@ -141,7 +141,7 @@ class Metrics:
             _Metric("gauge_relay_queued_bytes", switch.queued_bytes),
         ]
         if self.limiter is not None:
-            metrics += self._tls(self.limiter)
+            metrics += self._tls(self.limiter, switch.connections_by_tls)
         return metrics
 
     def _derp(self, switch: SwitchStatistics) -> list[_Metric]:
@@ -214,21 +214,28 @@ class Metrics:
             for name, value in numbers.items()
         ]
 
-    def _tls(self, limiter: AcceptLimiter) -> list[_Metric]:
-        versions = {
-            version.removeprefix("TLSv"): count
-            for version, count in self.front.requests_by_tls.items()
-        }
+    def _tls(
+        self, limiter: AcceptLimiter, connections_by_tls: Mapping[str, int]
+    ) -> list[_Metric]:
         return [
             _Metric("counter_accepted_connections", limiter.accepted, "tls_listener"),
             _Metric("counter_rejected_connections", limiter.rejected, "tls_listener"),
             _Metric(
                 "derper_tls_request_version",
-                _labelled("version", versions),
+                _by_tls_version(self.front.requests_by_tls),
                 untyped=True,
+            ),
+            _Metric(
+                "gauge_derper_tls_active_version", _by_tls_version(connections_by_tls)
             ),
             _Metric("relay_tls_failures", self.front.tls_failures),
         ]
+
+
+def _by_tls_version(numbers: Mapping[str, int]) -> dict[_Labels, int]:
+    return _labelled(
+        "version", {name.removeprefix("TLSv"): n for name, n in numbers.items()}
+    )
 
 
 def _labelled(label: str, numbers: Mapping[str, int]) -> dict[_Labels, int]:

@@ -115,6 +115,10 @@ DISCO_MAGIC: Final = b"TS\xf0\x9f\x92\xac"
 MIN_DISCO_LEN: Final = len(DISCO_MAGIC) + KEY_LEN + 24
 
 
+# Pieces of an unfinished frame that are kept apart before they are joined.
+_MAX_PIECES: Final = 64
+
+
 class FrameType(enum.IntEnum):
     """First byte of a frame. Unlisted values are legal and must be skipped."""
 
@@ -348,17 +352,32 @@ class FrameBuffer:
         max_body_len: Longest body to accept.
     """
 
-    __slots__ = ("_data", "_max_body_len", "_start")
+    __slots__ = ("_data", "_max_body_len", "_parts", "_parts_len", "_start", "_wanted")
 
     def __init__(self, *, max_body_len: int = MAX_BODY_LEN) -> None:
         self._data = b""
         self._start = 0
+        # What came since _data was not enough. Put together only when it is:
+        # adding each piece at once would copy a long frame for every byte of
+        # a peer that drips.
+        self._parts: list[bytes] = []
+        self._parts_len = 0
+        self._wanted = FRAME_HEADER.size  # bytes that the next step needs
         self._max_body_len = max_body_len
 
     def receive_data(self, data: bytes) -> None:
         """Add bytes from the network."""
-        self._data = self._data[self._start :] + data
-        self._start = 0
+        self._parts.append(data)
+        self._parts_len += len(data)
+        if len(self._parts) >= _MAX_PIECES:
+            self._parts = [b"".join(self._parts)]
+
+    def _join(self) -> None:
+        if self._parts:
+            self._data = b"".join((self._data[self._start :], *self._parts))
+            self._start = 0
+            self._parts = []
+            self._parts_len = 0
 
     def next_frame(self, *, max_body_len: int | None = None) -> RawFrame | None:
         """Take the next whole frame, or None until more bytes come.
@@ -370,12 +389,18 @@ class FrameBuffer:
             RemoteProtocolError: The frame is longer than the limit.
         """
         limit = self._max_body_len if max_body_len is None else max_body_len
+        if len(self._data) - self._start + self._parts_len >= self._wanted:
+            self._join()
         view = memoryview(self._data)[self._start :]
         decoded = decode_frame(view, max_body_len=limit)
         if decoded is None:
+            header = self.next_header()
+            if header is not None:
+                self._wanted = FRAME_HEADER.size + header[1]
             return None
         frame, used = decoded
         self._start += used
+        self._wanted = FRAME_HEADER.size
         return frame
 
     def next_header(self) -> tuple[int, int] | None:
@@ -385,7 +410,9 @@ class FrameBuffer:
             Frame type and body length, or None until more bytes come.
         """
         if len(self._data) - self._start < FRAME_HEADER.size:
-            return None
+            self._join()
+            if len(self._data) - self._start < FRAME_HEADER.size:
+                return None
         frame_type, body_len = FRAME_HEADER.unpack_from(self._data, self._start)
         return frame_type, body_len
 
@@ -395,13 +422,17 @@ class FrameBuffer:
         Returns:
             How many bytes were thrown away.
         """
+        self._join()
         thrown = min(size, len(self._data) - self._start)
         self._start += thrown
+        self._wanted = FRAME_HEADER.size
         return thrown
 
     def take_rest(self) -> bytes:
         """All bytes that no frame has used; the buffer is empty afterwards."""
+        self._join()
         rest, self._data, self._start = self._data[self._start :], b"", 0
+        self._wanted = FRAME_HEADER.size
         return rest
 
 

@@ -273,6 +273,8 @@ async def serving(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             yield near, seen
+            # The server's part of the handshake ends after the client's.
+            await trio.testing.wait_all_tasks_blocked()
             await trio.aclose_forcefully(near)
 
 

@@ -168,7 +168,12 @@ def test_client_info_leaves_out_what_is_empty() -> None:
             ClientInfo(2, MeshKey.from_hex(MESH_HEX), True, True, "x"),
         ),
         ({"meshKey": MESH_HEX.upper()}, ClientInfo(0, MeshKey.from_hex(MESH_HEX))),
-        ({"meshKey": None}, ClientInfo(version=0)),
+        # The long s is an s to Go's fold, the Kelvin sign a k.
+        ({"IsProber": False, "i\u017fProber": True}, ClientInfo(0, is_prober=True)),
+        # What is no UTF-8, or half a UTF-16 pair, becomes U+FFFD.
+        (b'{"x":"\xff","AppName":"\xff"}', ClientInfo(0, app_name="\ufffd")),
+        (b'{"AppName":"a\\udc00"}', ClientInfo(0, app_name="a\ufffd")),
+        (b'{"version":1,"Version":2,"VERSION":null}', ClientInfo()),
         # tailscale-rs: these names match nothing, "none" is no mesh key.
         (
             {
@@ -202,7 +207,12 @@ def test_malformed_mesh_keys_are_refused(mesh_key: str) -> None:
         b"",
         b"{",
         b"\xff",
-        b'{"AppName":"\xff"}',
+        b"\xef\xbb\xbf{}",
+        b'{"version":NaN}',
+        b'[["version",2]]',
+        b'{"AppName":"a\nb"}',
+        # Right in the end, but Go has stumbled by then.
+        b'{"version":"2","version":2}',
         b"{} x",
         b"[" * 100_000,
         [],
@@ -216,6 +226,9 @@ def test_malformed_mesh_keys_are_refused(mesh_key: str) -> None:
         {"IsProber": "true"},
         {"AppName": 7},
         {"meshKey": 7},
+        # Go's key type reads null itself, and refuses it.
+        {"meshKey": None},
+        {"me\u017fhKey": "none"},
     ],
 )
 def test_bad_json_is_refused(value: Any) -> None:
@@ -254,6 +267,19 @@ def test_client_info_in_the_name_of_another() -> None:
     body[:32] = bytes(NodePrivate(b"\x08" * 32).public())
     with pytest.raises(RemoteProtocolError, match="does not open"):
         decode_client_info(SERVER, raw(FrameType.CLIENT_INFO, bytes(body)))
+
+
+def test_top_bit_of_a_key_is_nobodys() -> None:
+    """X25519 does not look at it (RFC 7748 5), here and in Go.
+
+    So a client can come under two keys. They are two clients to a relay, and
+    an admission controller is asked for the one that was sent.
+    """
+    body = bytearray(client_info_frame(b"{}").body)
+    body[31] |= 0x80
+    key, _ = decode_client_info(SERVER, raw(FrameType.CLIENT_INFO, bytes(body)))
+    assert bytes(key) == bytes(body[:32])
+    assert key != CLIENT.public()
 
 
 @pytest.mark.parametrize(

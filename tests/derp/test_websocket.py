@@ -153,6 +153,17 @@ def test_ping_flood_is_answered_once() -> None:
     assert stream.data_to_send() == b"\x8a\x03999"
 
 
+def test_pending_tells_whether_there_is_something_to_send() -> None:
+    stream = WebsocketStream(server=True)
+    assert not stream.pending
+    stream.receive_data(masked(0x89, b""))
+    assert stream.pending
+    stream.data_to_send()
+    assert not stream.pending
+    stream.close()
+    assert stream.pending
+
+
 def test_a_new_message_may_not_begin_inside_another() -> None:
     stream = WebsocketStream(server=True)
     assert stream.receive_data(masked(0x02, b"ab")) == b"ab"
@@ -161,10 +172,13 @@ def test_a_new_message_may_not_begin_inside_another() -> None:
 
 
 @pytest.mark.parametrize("first", [0x81, 0x01])
-def test_text_is_refused_with_1003(first: int) -> None:
+@pytest.mark.parametrize("text", [b"hello", b"", b"no UTF-8: \xff"])
+@pytest.mark.parametrize("step", [1, 100])
+def test_text_is_refused_with_1003(first: int, text: bytes, step: int) -> None:
     stream = WebsocketStream(server=True)
+    wire = masked(first, text)
     with pytest.raises(RemoteProtocolError, match="binary messages"):
-        stream.receive_data(masked(first, b"hello"))
+        receive(stream, *(wire[i : i + step] for i in range(0, len(wire), step)))
     (close,) = events(wsproto_end(server=False), stream.data_to_send())
     assert isinstance(close, CloseConnection)
     assert close.code == CLOSE_UNSUPPORTED_DATA

@@ -7,7 +7,6 @@ an entry there that is no longer true.
 
 from __future__ import annotations
 
-import copy
 import socket
 from contextlib import ExitStack
 from typing import Final
@@ -15,14 +14,7 @@ from typing import Final
 import pytest
 import trio
 
-from tests.interop.probe.answers import (
-    PROBE_ERROR,
-    Answers,
-    Json,
-    compare,
-    flatten,
-    judge,
-)
+from tests.interop.probe.answers import Answers, compare, flatten, judge
 from tests.interop.probe.catalog import SCENARIOS, probe
 from tests.interop.probe.scenario import Scenario
 from tests.interop.probe.wire import Target
@@ -44,6 +36,9 @@ _REFUSED_AT_HEADER: Final = (
 _NO_MESH: Final = (
     "relays do not mesh yet, so there is nothing to count; the metric would "
     "say that they do"
+)
+_UNPUBLISHED: Final = (
+    "unpublished names of the bootstrap DNS are not built, and their flag is refused"
 )
 _ORDINARY_STUN: Final = (
     "ordinary STUN clients are answered too (RFC 8489), a stated extension"
@@ -108,6 +103,15 @@ INTENDED_DIFFERENCES: Final[dict[str, str]] = {
     "debug pages/names in vars": (
         "the metrics that are not there (see metrics/...) are not there either"
     ),
+    "upgrade refused/header name with a space": (
+        "the body of a 400 does not say what is wrong with a header; the log does"
+    ),
+    "TLS handshakes/ALPN derp": (
+        "Python's ssl cannot refuse an ALPN list without a match; the connection "
+        "goes on without ALPN, and so with HTTP/1.1"
+    ),
+    "metrics/bootstrap_dns_unpublished_hits": _UNPUBLISHED,
+    "metrics/bootstrap_dns_unpublished_percent_misses": _UNPUBLISHED,
     "STUN/ordinary request": _ORDINARY_STUN,
     "STUN/ordinary request with a fingerprint": _ORDINARY_STUN,
     "STUN/other software": _ORDINARY_STUN,
@@ -115,70 +119,6 @@ INTENDED_DIFFERENCES: Final[dict[str, str]] = {
     "STUN/software tailnode and more": _ORDINARY_STUN,
     "STUN/no fingerprint": _ORDINARY_STUN,
 }
-
-# -- the comparer -------------------------------------------------------------
-
-RECORD: Final[Answers] = {
-    "pings": {"7 bytes": "closed", "8 bytes": ["Pong(abcdefgh)", "alive"]},
-    "pages": {"GET /": {"status": 200, "headers": {"x-frame-options": "DENY"}}},
-}
-
-
-def changed(scenario: str, case: str, answer: Json) -> Answers:
-    answers = copy.deepcopy(RECORD)
-    answers[scenario][case] = answer
-    return answers
-
-
-def test_equal_answers_have_no_faults() -> None:
-    assert compare(RECORD, copy.deepcopy(RECORD)) == []
-    assert judge(RECORD, copy.deepcopy(RECORD), {}) == []
-
-
-@pytest.mark.parametrize(
-    ("scenario", "case", "answer"),
-    [
-        ("pings", "7 bytes", "closed after about 2 s"),
-        ("pings", "8 bytes", ["Pong(abcdefgh)", "closed"]),
-        ("pings", "8 bytes", ["Pong(abcdefgh)"]),
-        ("pages", "GET /", {"status": 404, "headers": {"x-frame-options": "DENY"}}),
-        ("pages", "GET /", {"status": 200, "headers": {}}),
-        ("pages", "GET /", None),
-    ],
-)
-def test_one_changed_answer_is_one_fault(
-    scenario: str, case: str, answer: Json
-) -> None:
-    (fault,) = judge(RECORD, changed(scenario, case, answer), {})
-    assert fault.startswith(f"{scenario}/{case}\n")
-
-
-def test_a_case_that_only_one_side_has_is_a_fault() -> None:
-    more = changed("pings", "9 bytes", "closed")
-    assert len(judge(RECORD, more, {})) == 1
-    assert len(judge(more, RECORD, {})) == 1
-
-
-def test_a_listed_difference_is_no_fault() -> None:
-    assert judge(RECORD, changed("pings", "7 bytes", "x"), {"pings/7 bytes": ""}) == []
-
-
-def test_a_listed_difference_that_does_not_differ_is_a_fault() -> None:
-    (fault,) = judge(RECORD, RECORD, {"pings/7 bytes": "why"})
-    assert "does not differ" in fault
-
-
-def test_a_listed_case_that_was_not_asked_is_no_fault() -> None:
-    assert judge(RECORD, RECORD, {"TLS silence/nothing": "why"}) == []
-
-
-def test_a_failed_probe_is_a_fault_even_if_both_fail_and_it_is_listed() -> None:
-    failed = changed("pings", "7 bytes", {PROBE_ERROR: "TooSlowError"})
-    assert len(judge(failed, failed, {})) == 1
-    assert len(judge(failed, failed, {"pings/7 bytes": "why"})) == 1
-
-
-# -- derper and ours ----------------------------------------------------------
 
 _IPV6_SCENARIOS: Final = ("upgrade", "packets", "STUN")
 
@@ -253,12 +193,14 @@ def test_ours_answers_as_derper(
 
 
 @pytest.mark.interop
+@pytest.mark.timeout(240)
 def test_intended_differences_name_cases(answers: dict[str, Pair]) -> None:
     asked = {where for derper, _ in answers.values() for where in flatten(derper)}
     assert INTENDED_DIFFERENCES.keys() <= asked
 
 
 @pytest.mark.interop
+@pytest.mark.timeout(240)
 def test_any_changed_answer_of_derper_is_found(answers: dict[str, Pair]) -> None:
     for derper, _ in answers.values():
         for scenario, cases in derper.items():

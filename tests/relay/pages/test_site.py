@@ -261,7 +261,7 @@ def test_debug_metrics() -> None:
     check(
         varz,
         200,
-        DEBUG | {"Content-Type": "text/plain;version=0.0.4;charset=utf-8"},
+        DEBUG | {"Content-Type": "text/plain; charset=utf-8"},
     )
     assert b"\nderp_current_connections 0\n" in varz.body
     variables = site.answer(request("/debug/vars", remote=OPERATOR))
