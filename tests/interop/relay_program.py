@@ -256,6 +256,9 @@ async def open_relay(
             await running.wait_log(r"tailnet-relay ready", timeout=START_TIMEOUT)
         else:
             await running.wait_log(r"derper: serving on", timeout=START_TIMEOUT)
+            if security is Security.PINNED:
+                # It makes its certificate only after that line.
+                await running.wait_log("sha256-raw:", timeout=START_TIMEOUT)
             if not wrapper:
                 await _wait_listening(relay)
         yield relay
