@@ -17,6 +17,7 @@ help:
 	@echo "make test    everything CI runs"
 	@echo "make check   format, lint, types, layering and the tests without peers"
 	@echo "make bench   the relay beside the real derper; writes docs/benchmarks.md"
+	@echo "make bench-quick   the short form; prints the table"
 	@echo "make fuzz SECONDS=300   every decoder"
 	@echo "make fmt     format the code"
 
@@ -34,6 +35,9 @@ lock: install
 	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
 	  --allow-unsafe --extra dev -o requirements/dev.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --strip-extras \
+	  --allow-unsafe -o requirements/peers.txt requirements/peers.in
 
 # The real peers of tests/interop; all that cannot be had is named with a reason.
 peers: install
@@ -42,6 +46,23 @@ peers: install
 demo: install
 	@$(BIN)/python tools/install_peers.py wheels
 	@$(BIN)/python -m demo.relay_demo $(DEMO)
+
+# Builds the load generator and derper, if there are cargo and Go. BENCH takes
+# further options, such as BENCH='--only tls-* --reps 5'.
+bench: install
+	@$(BIN)/python tools/install_peers.py wheels programs
+	@$(BIN)/python -m bench --out docs/benchmarks.md $(BENCH)
+
+bench-quick: install
+	@$(BIN)/python tools/install_peers.py wheels programs
+	@$(BIN)/python -m bench --quick $(BENCH)
+
+# Every decoder, the time divided among them. Without atheris (see
+# requirements/fuzz.txt) the runner mutates blindly.
+fuzz: install
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/fuzz.txt || \
+	  echo "fuzz: atheris cannot be had here, so inputs are mutated blindly"
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
 
 fmt: install
 	$(BIN)/ruff format .

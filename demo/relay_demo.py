@@ -48,7 +48,7 @@ from tests.interop.tools import MissingToolError, find_tailcat
 
 MEGABYTE: Final = 1_000_000
 # Not counted by derper, which has no such metric.
-FAST_STARTS: Final = "derp_fast_starts"
+FAST_STARTS: Final = "relay_fast_starts"
 
 
 async def run_demo(console: Console, kind: RelayKind, size: int) -> None:
@@ -74,6 +74,7 @@ async def run_demo(console: Console, kind: RelayKind, size: int) -> None:
                 f"clients   2 x tailcat (Tailscale's own data plane), DERP only\n"
                 f"file      {size / MEGABYTE:.0f} MB of random bytes",
                 highlight=False,
+                soft_wrap=True,
             )
             sender = Tailcat.for_relay(tailcat, folder / "sender", relay)
             receiver = Tailcat.for_relay(tailcat, folder / "receiver", relay)

@@ -8,9 +8,12 @@ is delivered and the switch closes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from socket import socket
 
@@ -31,7 +34,11 @@ from relay.front.listeners import (
 from relay.front.router import Front
 from relay.keyfile import find_key_file, load_or_create_key
 from relay.memory import HeapTrimmer
-from relay.pages.page import Request, Response
+from relay.pages.access import DebugAccess
+from relay.pages.bootstrap_dns import BootstrapDns
+from relay.pages.metrics import Metrics
+from relay.pages.site import Site
+from relay.stun import StunStatistics, open_stun_socket, serve_stun
 from tailnet.errors import ConfigError
 from tailnet.keys import NodePrivate
 
@@ -50,6 +57,7 @@ class Relay:
         switch: The connections, and what they carry.
         front: The main port.
         certificates: None on a plain port.
+        stun: Counters of the STUN responder.
         addresses: Where it listens: ``derp``, ``http`` and ``stun``, those
             that there are, each with address and port.
         limiter: Counts accepted connections.
@@ -61,6 +69,7 @@ class Relay:
     front: Front
     certificates: Certificates | None
     limiter: AcceptLimiter
+    stun: StunStatistics = field(default_factory=StunStatistics)
     addresses: dict[str, tuple[str, int]] = field(default_factory=dict)
     _stopping: trio.Event = field(default_factory=trio.Event)
 
@@ -103,6 +112,77 @@ async def open_relay(
     Raises:
         ConfigError: A port, file or certificate cannot be used.
     """
+    async with (
+        _open_admission(settings) as own,
+        _run_relay(settings, (*own, *admission)) as relay,
+    ):
+        yield relay
+
+
+@asynccontextmanager
+async def _open_admission(settings: Settings) -> AsyncIterator[Sequence[Admission]]:
+    """Who is to be asked about each client, by the settings."""
+    if not settings.verify_client_url:
+        yield ()
+        return
+    # Imported only when used: it brings a whole HTTP client along.
+    from relay.verify import open_url_admission
+
+    async with open_url_admission(
+        settings.verify_client_url,
+        is_fail_open=settings.verify_client_url_fail_open,
+    ) as ask_url:
+        yield (ask_url,)
+
+
+@asynccontextmanager
+async def _run_relay(
+    settings: Settings, admission: Sequence[Admission]
+) -> AsyncIterator[Relay]:
+    relay = _build(settings, admission)
+    dns = BootstrapDns(settings.bootstrap_dns_names)
+    site = _build_site(relay, dns)
+    relay.front.pages = site.answer
+    options = TcpOptions(settings.tcp_keepalive_time, settings.tcp_user_timeout)
+    with ExitStack() as sockets:
+        main = _listen(relay, sockets, "derp", settings.listen, options)
+        helper: socket | None = None
+        if settings.http is not None:
+            helper = _listen(relay, sockets, "http", settings.http, options)
+        stun: socket | None = None
+        if settings.stun is not None:
+            stun = open_stun_socket(settings.stun.host, settings.stun.port)
+            _note_address(relay, sockets, "stun", stun)
+        async with trio.open_nursery() as services:
+            services.start_soon(relay.switch.run)
+            services.start_soon(_watch_events, relay.switch)
+            services.start_soon(dns.run)
+            if stun is not None:
+                services.start_soon(serve_stun, stun, relay.stun)
+            async with (
+                trio.open_nursery() as sessions,
+                trio.open_nursery() as acceptors,
+            ):
+                # derper limits accepts on its TLS port alone.
+                limiter = relay.limiter if settings.serve_tls else None
+                accept = partial(accept_forever, limiter=limiter)
+                acceptors.start_soon(accept, main, relay.front.serve, sessions)
+                if helper is not None:
+                    front = Front(pages=site.answer_helper, derp=None)
+                    acceptors.start_soon(accept_forever, helper, front.serve, sessions)
+                yield relay
+                relay.stop()
+                acceptors.cancel_scope.cancel()
+                sessions.cancel_scope.deadline = (
+                    trio.current_time() + settings.drain_timeout
+                )
+            with trio.move_on_after(settings.drain_timeout):
+                await relay.switch.wait_flushed()
+            services.cancel_scope.cancel()
+
+
+def _build(settings: Settings, admission: Sequence[Admission]) -> Relay:
+    """The rooms of a relay, before anything runs."""
     key = _load_key(settings)
     certificates: Certificates | None = None
     if settings.serve_tls:
@@ -121,7 +201,6 @@ async def open_relay(
     )
     derp = DerpService(key, switch, tuple(admission))
     front = Front(
-        pages=_page,
         derp=derp if settings.derp else None,
         tls_context=None if certificates is None else certificates.current,
     )
@@ -130,49 +209,57 @@ async def open_relay(
         settings.accept_connection_burst,
         trio.current_time(),
     )
-    relay = Relay(settings, derp, switch, front, certificates, limiter)
-    options = TcpOptions(settings.tcp_keepalive_time, settings.tcp_user_timeout)
-    listener = _listen(relay, "derp", settings.listen, options)
-    async with trio.open_nursery() as services:
-        services.start_soon(switch.run)
-        services.start_soon(_watch_events, switch)
-        async with trio.open_nursery() as sessions, trio.open_nursery() as acceptors:
-            acceptors.start_soon(
-                _accept, listener, front, sessions, limiter if certificates else None
-            )
-            yield relay
-            relay.stop()
-            acceptors.cancel_scope.cancel()
-            sessions.cancel_scope.deadline = (
-                trio.current_time() + settings.drain_timeout
-            )
-        with trio.move_on_after(settings.drain_timeout):
-            await switch.wait_flushed()
-        services.cancel_scope.cancel()
+    return Relay(settings, derp, switch, front, certificates, limiter)
 
 
-async def _accept(
-    listener: socket,
-    front: Front,
-    sessions: trio.Nursery,
-    limiter: AcceptLimiter | None,
-) -> None:
-    await accept_forever(listener, front.serve, sessions, limiter=limiter)
+def _build_site(relay: Relay, dns: BootstrapDns) -> Site:
+    settings = relay.settings
+    metrics = Metrics(
+        switch=relay.switch.statistics,
+        sessions=relay.derp.statistics,
+        front=relay.front.statistics,
+        stun=relay.stun,
+        bootstrap_dns=dns.statistics,
+        limiter=relay.limiter if settings.serve_tls else None,
+        version=version("tailnet"),
+    )
+    return Site(
+        metrics=metrics,
+        bootstrap_dns=dns,
+        access=DebugAccess.from_environment(os.environ),
+        home=settings.home,
+        hostname=settings.hostname,
+        switch_name=relay.switch.name,
+        serves_derp=settings.derp,
+        dev=settings.dev,
+    )
 
 
 def _load_key(settings: Settings) -> NodePrivate:
     if settings.dev:
         return NodePrivate.generate()
-    return load_or_create_key(find_key_file(settings.key_file)).private
+    loaded = load_or_create_key(find_key_file(settings.key_file))
+    if loaded.warning:
+        log.warning(loaded.warning)
+    return loaded.private
 
 
 def _listen(
-    relay: Relay, name: str, address: ListenAddress, options: TcpOptions
+    relay: Relay,
+    sockets: ExitStack,
+    name: str,
+    address: ListenAddress,
+    options: TcpOptions,
 ) -> socket:
     listener = open_listener(address.host, address.port, options)
-    host, port = listener.getsockname()[:2]
-    relay.addresses[name] = (host, port)
+    _note_address(relay, sockets, name, listener)
     return listener
+
+
+def _note_address(relay: Relay, sockets: ExitStack, name: str, sock: socket) -> None:
+    sockets.callback(sock.close)
+    host, port = sock.getsockname()[:2]
+    relay.addresses[name] = (host, port)
 
 
 async def _watch_events(switch: Switch) -> None:
@@ -183,9 +270,3 @@ async def _watch_events(switch: Switch) -> None:
                 note = log.info if event.by_fault else log.debug
                 note("client left", key=event.key.short, reason=event.reason)
                 trimmer.note_connections(event.remaining)
-
-
-def _page(request: Request) -> Response:
-    if request.path in ("/derp/probe", "/derp/latency-check"):
-        return Response(200, (("Access-Control-Allow-Origin", "*"),))
-    return Response(404)

@@ -11,3 +11,95 @@ How the library is layered, lowest first:
 
 What is public is re-exported here, in ``__all__``.
 """
+
+from __future__ import annotations
+
+from tailnet.derp.client import DerpClient, open_derp_client
+from tailnet.derp.derpmap import (
+    DERPHomeParams,
+    DERPMap,
+    DERPNode,
+    DERPRegion,
+    decode_derp_map,
+    encode_derp_map,
+)
+from tailnet.derp.events import (
+    ClientDropReason,
+    ClientLimits,
+    ClientStatistics,
+    Connected,
+    ConnectFailed,
+    DerpEvent,
+    Disconnected,
+)
+from tailnet.derp.frames import (
+    Health,
+    PeerGone,
+    PeerGoneReason,
+    PeerPresent,
+    PeerPresentFlags,
+    RecvPacket,
+    Restarting,
+)
+from tailnet.derp.handshake import ClientInfo, ServerInfo
+from tailnet.errors import (
+    ConfigError,
+    ConnectError,
+    DERPMapError,
+    KeyFormatError,
+    LocalProtocolError,
+    NotConnectedError,
+    ProtocolError,
+    RemoteProtocolError,
+    TailnetError,
+    UnknownAttributesError,
+)
+from tailnet.keys import (
+    DiscoPrivate,
+    DiscoPublic,
+    MeshKey,
+    NodePrivate,
+    NodePublic,
+)
+
+__all__ = (
+    "ClientDropReason",
+    "ClientInfo",
+    "ClientLimits",
+    "ClientStatistics",
+    "ConfigError",
+    "ConnectError",
+    "ConnectFailed",
+    "Connected",
+    "DERPHomeParams",
+    "DERPMap",
+    "DERPMapError",
+    "DERPNode",
+    "DERPRegion",
+    "DerpClient",
+    "DerpEvent",
+    "DiscoPrivate",
+    "DiscoPublic",
+    "Disconnected",
+    "Health",
+    "KeyFormatError",
+    "LocalProtocolError",
+    "MeshKey",
+    "NodePrivate",
+    "NodePublic",
+    "NotConnectedError",
+    "PeerGone",
+    "PeerGoneReason",
+    "PeerPresent",
+    "PeerPresentFlags",
+    "ProtocolError",
+    "RecvPacket",
+    "RemoteProtocolError",
+    "Restarting",
+    "ServerInfo",
+    "TailnetError",
+    "UnknownAttributesError",
+    "decode_derp_map",
+    "encode_derp_map",
+    "open_derp_client",
+)

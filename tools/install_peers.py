@@ -45,6 +45,7 @@ DEBIAN_TOOLS: Final = {
     "nft": "nftables",
     "slowhttptest": "slowhttptest",
     "curl": "curl",
+    "openssl": "openssl",
 }
 
 # Not /usr/sbin of a login shell only: ip and nft live there on Debian, and

@@ -13,8 +13,8 @@ from __future__ import annotations
 import heapq
 import math
 import random
-import select
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ import trio
 
 from relay.derp.clients import Client
 from relay.derp.counters import Counters
+from relay.derp.poller import READABLE, WRITABLE, Poller, open_poller
 from relay.derp.pure_connection import Connection
 from relay.derp.switch import (
     ConnectionClosed,
@@ -74,6 +75,7 @@ class PureSwitch:
         queue_total: Bytes of packets that all queues may hold together;
             beyond it the fullest queue drops its oldest.
         jitter: Returns a random number in [0, 1), for KeepAlive.
+        poller: Watches the sockets; None for the quickest there is.
     """
 
     name = "python"
@@ -84,6 +86,7 @@ class PureSwitch:
         limits: Limits | None = None,
         queue_total: int = 1 << 30,
         jitter: Callable[[], float] = random.random,
+        poller: Poller | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._queue_total = queue_total
@@ -100,13 +103,14 @@ class PureSwitch:
         self._by_id: dict[ConnId, Connection] = {}
         self._by_fd: dict[int, Connection] = {}
         self._next_id = 1
-        self._epoll = select.epoll()
+        self._poller = poller or open_poller()
         self._buffer = memoryview(bytearray(READ_LEN))
         self._timers: list[_Timer] = []
         self._earlier_timer = trio.Event()
         self._events: list[SwitchEvent] = []
         self._event = trio.Event()
         self._flushed: trio.Event | None = None
+        self._is_telling = False  # in _tell_gone
 
     # -- for the rooms above ------------------------------------------------
 
@@ -125,7 +129,7 @@ class PureSwitch:
         self._next_id += 1
         fd = sock.fileno()
         try:
-            self._epoll.register(fd, select.EPOLLIN)
+            self._poller.register(fd, READABLE)
         except (OSError, ValueError) as exc:
             # The system is out of watches; or run() has ended, and this
             # client was in the middle of its handshake.
@@ -201,6 +205,9 @@ class PureSwitch:
         statistics.current_not_ideal_connections = sum(
             c.hello.not_ideal for c in connections
         )
+        statistics.connections_by_tls = dict(
+            Counter(c.tls.version or "" for c in connections if c.tls is not None)
+        )
         statistics.clients = len(self.clients)
         for client in self.clients.values():
             if client.is_duplicate:
@@ -228,14 +235,14 @@ class PureSwitch:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_timers)
                 while True:
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    await trio.lowlevel.wait_readable(self._poller.fileno())
                     self._turn()
         finally:
             self.now = trio.current_time()
             for connection in list(self._by_id.values()):
                 self.drop_connection(connection, "the relay is shutting down")
             self.dirty.clear()
-            self._epoll.close()
+            self._poller.close()
 
     # -- for connections ----------------------------------------------------
 
@@ -268,7 +275,7 @@ class PureSwitch:
         sock = connection.sock
         del self._by_id[connection.id]
         del self._by_fd[sock.fileno()]
-        self._epoll.unregister(sock)
+        self._poller.unregister(sock.fileno())
         connection.last_words()
         try:
             sock.shutdown(socket.SHUT_RDWR)
@@ -304,22 +311,30 @@ class PureSwitch:
         """derpserver.go notePeerGoneFromRegionLocked."""
         self._events.append(KeyGone(NodePublic(client.key)))
         frame = encode_peer_gone(NodePublic(client.key), PeerGoneReason.DISCONNECTED)
-        for connection in client.heard_by:
+        # What the peer sent last goes out before the word that it is gone, or
+        # Go's client would take it for a sign of life. Not when a flush ends
+        # the next connection, and so on: a crowd that leaves is no recursion.
+        outermost, self._is_telling = not self._is_telling, True
+        for connection in list(client.heard_by):
+            if outermost and connection.dirty:
+                self._flush(connection)
             if connection.heard is not None:
                 connection.heard.discard(client)
             if self.send_control(connection, frame):
                 self.counters.peer_gone_disconnected_frames += 1
+        if outermost:
+            self._is_telling = False
 
     # -- the turn -----------------------------------------------------------
 
     def _turn(self) -> None:
         self.now = trio.current_time()
         taken = 0
-        for fd, mask in self._epoll.poll(0, SOCKETS_PER_TURN):
+        for fd, mask in self._poller.poll(0, SOCKETS_PER_TURN):
             connection = self._by_fd.get(fd)
             if connection is None:
                 continue  # an earlier one of this turn has ended it
-            if mask & ~select.EPOLLOUT:
+            if mask & ~WRITABLE:
                 try:
                     taken += connection.handle_readable(self._buffer)
                 except Exception:
@@ -327,7 +342,7 @@ class PureSwitch:
                 if taken >= FLUSH_AFTER:
                     taken = 0
                     self._flush_dirty()
-            if mask & select.EPOLLOUT:
+            if mask & WRITABLE:
                 self.mark_dirty(connection)
         self._flush_dirty()
 
@@ -352,9 +367,9 @@ class PureSwitch:
             return
         if done == connection.watched:
             # Watch for room exactly while something waits for it.
-            self._epoll.modify(
-                connection.sock,
-                select.EPOLLIN if done else select.EPOLLIN | select.EPOLLOUT,
+            self._poller.modify(
+                connection.sock.fileno(),
+                READABLE if done else READABLE | WRITABLE,
             )
             if done:
                 self._note_room(connection)

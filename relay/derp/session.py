@@ -15,7 +15,12 @@ import structlog
 
 from relay.derp.switch import Hello, Switch
 from relay.front.wire import Wire
-from tailnet.derp.frames import MAX_CLIENT_INFO_LEN, FrameBuffer, RawFrame
+from tailnet.derp.frames import (
+    MAX_CLIENT_INFO_LEN,
+    FrameBuffer,
+    FrameType,
+    RawFrame,
+)
 from tailnet.derp.handshake import (
     ClientInfo,
     ServerInfo,
@@ -134,6 +139,8 @@ class DerpService:
         except RemoteProtocolError as exc:
             self.statistics.failed += 1
             bound.info("handshake failed", reason=str(exc))
+            if websocket is not None and websocket.pending:
+                await wire.send(websocket.data_to_send())
             return
         bound = bound.bind(key=newcomer.key.short)
         for admit in self.admission:
@@ -187,6 +194,9 @@ class DerpService:
                     if websocket.closed:
                         raise RemoteProtocolError("the websocket was closed")
                 buffer.receive_data(received)
+                header = buffer.next_header()
+                if header is not None and header[0] != FrameType.CLIENT_INFO:
+                    raise RemoteProtocolError("the first frame is not ClientInfo")
                 frame = buffer.next_frame()
                 if frame is not None:
                     break

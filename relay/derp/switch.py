@@ -171,6 +171,8 @@ class SwitchStatistics:
     write_timeouts: int = 0
     average_queue_duration_ms: float = 0.0
     queued_bytes: int = 0
+    # Connections by TLS version, ``TLSv1.3`` and so on; plain ones are not in.
+    connections_by_tls: dict[str, int] = field(default_factory=dict)
 
 
 class Switch(Protocol):

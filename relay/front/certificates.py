@@ -37,18 +37,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relay.keyfile import write_atomically
 from tailnet.derp.frames import PROTOCOL_VERSION
+from tailnet.derp.upgrade import meta_cert_common_name
 from tailnet.errors import ConfigError
 from tailnet.keys import NodePublic
 
 __all__ = (
-    "META_NAME_PREFIX",
     "Certificates",
     "make_meta_certificate",
     "make_self_signed_certificate",
 )
-
-# derpconst.MetaCertCommonNamePrefix
-META_NAME_PREFIX: Final = "derpkey"
 
 # A client looks at the name alone, never at these dates; Windows wants some.
 META_LIFETIME: Final = dt.timedelta(days=30)
@@ -146,7 +143,7 @@ def make_meta_certificate(relay_key: NodePublic, now: dt.datetime) -> x509.Certi
             [
                 x509.NameAttribute(
                     NameOID.COMMON_NAME,
-                    META_NAME_PREFIX + relay_key.hex,
+                    meta_cert_common_name(relay_key),
                     _validate=False,
                 )
             ]

@@ -46,22 +46,31 @@ class HttpError(Exception):
 
     Attributes:
         status: The status to answer with.
+        body: What the client is told; None for an answer without a body.
     """
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, *, body: str | None = "") -> None:
         super().__init__(f"{status}: {detail}")
         self.status = status
+        self.body = body
 
     def answer(self) -> bytes:
         """What Go's server says (net/http server.go, serve)."""
         reason = http.HTTPStatus(self.status).phrase
+        head = f"HTTP/1.1 {self.status} {reason}\r\n"
+        if self.body is None:
+            return f"{head}Connection: close\r\n\r\n".encode()
         return (
-            f"HTTP/1.1 {self.status} {reason}\r\n"
-            "Content-Type: text/plain; charset=utf-8\r\n"
-            "Connection: close\r\n"
-            "\r\n"
-            f"{self.status} {reason}"
+            f"{head}Content-Type: text/plain; charset=utf-8\r\n"
+            f"Connection: close\r\n\r\n{self.body or f'{self.status} {reason}'}"
         ).encode()
+
+
+# What Go says of requests that h11 refuses in other words.
+_GO_WORDS: Final = {
+    "Missing mandatory Host: header": "400 Bad Request: missing required Host header",
+    "Only Transfer-Encoding: chunked is supported": "Unsupported transfer encoding",
+}
 
 
 class HttpReader:
@@ -95,6 +104,7 @@ class HttpReader:
             while True:
                 event = self._connection.next_event()
                 if isinstance(event, h11.Request):
+                    _check(event)
                     self._head = event
                     if self._connection.they_are_waiting_for_100_continue:
                         return self._take_head(keep_alive=False)
@@ -107,7 +117,9 @@ class HttpReader:
                 else:
                     return None
         except h11.RemoteProtocolError as exc:
-            raise HttpError(exc.error_status_hint, str(exc)) from exc
+            raise HttpError(
+                exc.error_status_hint, str(exc), body=_GO_WORDS.get(str(exc), "")
+            ) from exc
 
     def _take_head(self, *, keep_alive: bool) -> RequestHead:
         head, self._head, self._body_len = self._head, None, 0
@@ -143,12 +155,35 @@ class HttpReader:
             self._connection.receive_data(rest)
 
 
+def _check(request: h11.Request) -> None:
+    """What h11 lets pass, and Go's server and we do not.
+
+    Raises:
+        HttpError: The request gets no page.
+    """
+    # h11 bounds heads that are not whole yet, not those that come in one go.
+    size = len(request.target) + sum(len(n) + len(v) + 4 for n, v in request.headers)
+    if size > MAX_HEAD_LEN:
+        raise HttpError(431, f"head of over {MAX_HEAD_LEN} bytes")
+    if request.method == b"PRI" and request.http_version == b"2.0":
+        raise HttpError(400, "HTTP/2 without an upgrade", body=None)
+    if not request.http_version.startswith(b"1."):
+        raise HttpError(
+            505,
+            "only HTTP/1",
+            body="505 HTTP Version Not Supported: unsupported protocol version",
+        )
+    for name, value in request.headers:
+        if name == b"expect" and value.lower() != b"100-continue":
+            raise HttpError(417, "unknown expectation", body=None)
+
+
 def encode_answer(
     status: int,
     headers: Iterable[tuple[str, str]],
     body: bytes,
     *,
-    method: str,
+    request: RequestHead,
     keep_alive: bool,
 ) -> bytes:
     """Encode an answer with a known body.
@@ -157,21 +192,25 @@ def encode_answer(
         status: HTTP status.
         headers: Without Date, Content-Length and Connection.
         body: Left out, but counted, for HEAD.
-        method: Of the request.
+        request: What is answered.
         keep_alive: Whether the connection goes on afterwards.
     """
     reason = http.HTTPStatus(status).phrase
-    lines = [f"HTTP/1.1 {status} {reason}"]
+    # server.go writeStatusLine: a client of HTTP/1.0 gets its own version.
+    is_old = request.http_version == b"1.0"
+    lines = [f"HTTP/1.{0 if is_old else 1} {status} {reason}"]
     lines += (f"{name}: {value}" for name, value in headers)
     lines.append(f"Date: {formatdate(usegmt=True)}")
     # RFC 9110 8.6: a 204 or 304 has no content, nor a length of it.
     bodiless = status in (204, 304)
     if not bodiless:
         lines.append(f"Content-Length: {len(body)}")
-    if not keep_alive:
+    if keep_alive and is_old:
+        lines.append("Connection: keep-alive")
+    elif not keep_alive and not is_old:
         lines.append("Connection: close")
     head = "\r\n".join((*lines, "", "")).encode("latin-1", "replace")
-    return head if bodiless or method == "HEAD" else head + body
+    return head if bodiless or request.method == "HEAD" else head + body
 
 
 def encode_switch(headers: Iterable[tuple[str, str]]) -> bytes:

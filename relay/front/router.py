@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from socket import socket
 from typing import Final
 
@@ -30,7 +30,6 @@ from relay.front.wire import Wire
 from relay.pages.page import Request, Response, go_error
 from tailnet.derp.upgrade import (
     DERP_PATH,
-    UPGRADE_REQUIRED,
     UpgradeKind,
     UpgradeRequest,
     decode_upgrade_request,
@@ -38,6 +37,7 @@ from tailnet.derp.upgrade import (
 from tailnet.derp.websocket import (
     CLOSE_POLICY_VIOLATION,
     MUST_SPEAK_DERP,
+    WebsocketAnswer,
     WebsocketStream,
     check_websocket_request,
 )
@@ -72,20 +72,24 @@ class FrontStatistics:
     tls_failures: int = 0
 
 
+def _no_page(_request: Request) -> Response:
+    return go_error(404, "404 page not found")
+
+
 @dataclass(slots=True)
 class Front:
     """The rooms behind one port.
 
     Attributes:
-        pages: Answers every request that is not an upgrade of ``/derp``.
-        derp: Serves those; None if this port has no DERP.
+        derp: Serves upgrades of ``/derp``; None if this port has no DERP.
+        pages: Answers every other request.
         tls_context: Returns the context for the next connection, or None if
             the port is plain.
         statistics: Counted here.
     """
 
-    pages: Callable[[Request], Response]
     derp: DerpService | None
+    pages: Callable[[Request], Response] = _no_page
     tls_context: Callable[[], ssl.SSLContext] | None = None
     statistics: FrontStatistics = field(default_factory=FrontStatistics)
 
@@ -110,6 +114,9 @@ class Front:
             log.debug("TLS failed", remote=remote, reason=str(exc))
         except OSError as exc:
             log.debug("connection broke", remote=remote, reason=exc.strerror)
+        except Exception:
+            # A bug, and no reason to end everyone else's connections.
+            log.exception("a bug ends a connection", remote=remote)
         finally:
             wire.close()
 
@@ -122,85 +129,90 @@ class Front:
         while True:
             try:
                 head = await _next_request(wire, reader)
+                request = (
+                    None
+                    if head is None
+                    else _to_request(head, remote, tls=version is not None)
+                )
             except HttpError as exc:
                 log.debug("bad request", remote=remote, reason=str(exc))
                 await wire.send(exc.answer())
+                await wire.linger()
                 return
-            if head is None:
+            if head is None or request is None:
                 return
             if version is not None:
                 counts = self.statistics.requests_by_tls
                 counts[version] = counts.get(version, 0) + 1
-            request = _to_request(head, remote, tls=version is not None)
-            if self.derp is not None and request.path == DERP_PATH:
-                upgrade = decode_upgrade_request(head.headers)
-                if upgrade.kind is not UpgradeKind.NONE:
-                    if not first:  # the deadline was that of an idle one
-                        deadline.deadline = trio.current_time() + HANDSHAKE_TIMEOUT
-                    await self._serve_derp(
-                        self.derp, wire, reader, head, upgrade, remote
-                    )
-                    return
-                response = go_error(426, UPGRADE_REQUIRED)
-            else:
+            derp = self.derp
+            upgrade = decode_upgrade_request(head.headers)
+            if (
+                derp is None
+                or request.path != DERP_PATH
+                or upgrade.kind is UpgradeKind.NONE
+            ):
                 response = self.pages(request)
+            elif (
+                upgrade.kind is UpgradeKind.WEBSOCKET
+                and (answer := _judge_websocket(head)).status != 101
+            ):
+                refusal = go_error(answer.status, answer.text)
+                response = replace(
+                    refusal, headers=(*answer.text_headers(), *refusal.headers)
+                )
+            else:
+                if not first:  # the deadline was that of an idle one
+                    deadline.deadline = trio.current_time() + HANDSHAKE_TIMEOUT
+                await _serve_derp(derp, wire, reader, head, upgrade, remote)
+                return
+            keep_alive = head.keep_alive and not response.close
             await wire.send(
                 encode_answer(
                     response.status,
                     response.headers,
                     response.body,
-                    method=head.method,
-                    keep_alive=head.keep_alive,
+                    request=head,
+                    keep_alive=keep_alive,
                 )
             )
-            if not head.keep_alive:
+            if not keep_alive:
                 return
             first = False
             reader.next_cycle()
             deadline.deadline = trio.current_time() + IDLE_TIMEOUT
 
-    async def _serve_derp(
-        self,
-        derp: DerpService,
-        wire: Wire,
-        reader: HttpReader,
-        head: RequestHead,
-        upgrade: UpgradeRequest,
-        remote: tuple[str, int] | None,
-    ) -> None:
-        websocket = None
-        if upgrade.kind is UpgradeKind.WEBSOCKET:
-            answer = check_websocket_request(
-                head.headers,
-                head.method.encode("latin-1"),
-                http_version=head.http_version,
-            )
-            if answer.status != 101:
-                refusal = go_error(answer.status, answer.text)
-                await wire.send(
-                    encode_answer(
-                        answer.status,
-                        (*answer.text_headers(), *refusal.headers),
-                        refusal.body,
-                        method=head.method,
-                        keep_alive=False,
-                    )
-                )
-                return
-            await wire.send(encode_switch(answer.text_headers()))
-            websocket = WebsocketStream(server=True)
-            if not answer.speaks_derp:
-                websocket.close(CLOSE_POLICY_VIOLATION, MUST_SPEAK_DERP)
-                await wire.send(websocket.data_to_send())
-                return
-        await derp.serve(
-            wire,
-            reader.take_rest(),
-            remote=remote,
-            fast_start=upgrade.fast_start,
-            not_ideal=bool(upgrade.ideal_node),
-            websocket=websocket,
-        )
+
+def _judge_websocket(head: RequestHead) -> WebsocketAnswer:
+    return check_websocket_request(
+        head.headers, head.method.encode("latin-1"), http_version=head.http_version
+    )
+
+
+async def _serve_derp(
+    derp: DerpService,
+    wire: Wire,
+    reader: HttpReader,
+    head: RequestHead,
+    upgrade: UpgradeRequest,
+    remote: tuple[str, int] | None,
+) -> None:
+    websocket = None
+    if upgrade.kind is UpgradeKind.WEBSOCKET:
+        answer = _judge_websocket(head)
+        await wire.send(encode_switch(answer.text_headers()))
+        websocket = WebsocketStream(server=True)
+        if not answer.speaks_derp:
+            websocket.close(CLOSE_POLICY_VIOLATION, MUST_SPEAK_DERP)
+            await wire.send(websocket.data_to_send())
+            return
+    await derp.serve(
+        wire,
+        reader.take_rest(),
+        remote=remote,
+        fast_start=upgrade.fast_start,
+        not_ideal=bool(upgrade.ideal_node),
+        websocket=websocket,
+    )
 
 
 async def _next_request(wire: Wire, reader: HttpReader) -> RequestHead | None:
@@ -217,10 +229,18 @@ async def _next_request(wire: Wire, reader: HttpReader) -> RequestHead | None:
 def _to_request(
     head: RequestHead, remote: tuple[str, int] | None, *, tls: bool
 ) -> Request:
-    # RFC 9112 3.2: the target may be a whole URI, which only proxies send.
-    parts = urllib.parse.urlsplit(head.target if "://" in head.target else "")
+    """Read the target of a request.
+
+    Raises:
+        HttpError: It is a URI, and a broken one.
+    """
     target = head.target
-    if parts.netloc:
+    if "://" in target and not target.startswith("/"):
+        # RFC 9112 3.2: a whole URI, which only proxies send.
+        try:
+            parts = urllib.parse.urlsplit(target)
+        except ValueError as exc:
+            raise HttpError(400, f"malformed URI: {exc}") from None
         target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
     path, _, query = target.partition("?")
     return Request(

@@ -16,6 +16,7 @@ from relay.front.tls import TlsConnection, TlsError
 __all__ = ("Wire",)
 
 _READ_LEN: Final = 16 << 10
+LINGER_TIME: Final = 0.5
 
 
 class Wire:
@@ -85,6 +86,22 @@ class Wire:
             self.tls.write(data)
             data = self.tls.take()
         await self._send_raw(data)
+
+    async def linger(self) -> None:
+        """Let the client read our last answer while it is still sending.
+
+        Closing with unread bytes would reset the connection, and the answer
+        with it (net/http server.go closeWriteAndWait, which waits as long).
+        """
+        sock = self._socket()
+        with trio.move_on_after(LINGER_TIME):
+            if self.tls is not None:
+                self.tls.close()
+                await self._send_raw(self.tls.take())
+                self.tls = None
+            sock.shutdown(socket.SHUT_WR)
+            while await self._receive_raw():
+                pass
 
     def release(self) -> tuple[socket.socket, TlsConnection | None]:
         """Give the socket and its TLS state away; the wire is then empty."""

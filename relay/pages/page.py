@@ -47,11 +47,13 @@ class Response:
         status: HTTP status.
         headers: Without Date, Content-Length and Connection.
         body: Also for HEAD, for which it is only counted.
+        close: The connection ends behind the answer.
     """
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    close: bool = False
 
 
 def go_error(status: int, text: str) -> Response:

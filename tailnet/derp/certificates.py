@@ -122,8 +122,10 @@ def find_meta_key(chain: Sequence[bytes]) -> NodePublic | None:
     return None
 
 
-# What the parser raises; it parses most things on first use only.
+# What the parser raises; it parses most things on first use only. TypeError is
+# for a name whose type of string is not that of the attribute.
 _BROKEN: Final = (
+    TypeError,
     ValueError,
     x509.DuplicateExtension,
     x509.InvalidVersion,

@@ -25,11 +25,11 @@ from tailnet.derp.derpmap import DERPNode, DERPRegion
 from tailnet.derp.dial import ConnectTcp
 from tailnet.derp.events import (
     ClientDropReason,
-    ClientEvent,
     ClientLimits,
     ClientStatistics,
     Connected,
     ConnectFailed,
+    DerpEvent,
     Disconnected,
 )
 from tailnet.derp.frames import RecvPacket
@@ -184,7 +184,7 @@ class DerpClient:
         self._session: Session | None = None
         self._connection: Connected | None = None
         self._closed = False
-        self._received: DropOldestQueue[ClientEvent] = DropOldestQueue(
+        self._received: DropOldestQueue[DerpEvent] = DropOldestQueue(
             limits.receive_packets, limits.receive_bytes
         )
         self._receivers = trio.lowlevel.ParkingLot()
@@ -225,9 +225,7 @@ class DerpClient:
         self._backoff.reset()
         self._counters.connects += 1
         self._counters.fast_starts += login.fast_start
-        self._session = Session(
-            login, self._private_key, self._limits, self._counters, self._deliver
-        )
+        self._session = Session(login, self._limits, self._counters, self._deliver)
         if said != self._preferred:
             self._session.note_preferred(preferred=self._preferred)
         return login
@@ -400,7 +398,7 @@ class DerpClient:
 
     # -- receiving ----------------------------------------------------------
 
-    def _deliver(self, event: ClientEvent) -> None:
+    def _deliver(self, event: DerpEvent) -> None:
         size = len(event.packet) if isinstance(event, RecvPacket) else 0
         dropped = self._received.put(event, size + _EVENT_SIZE)
         if dropped:
@@ -409,7 +407,7 @@ class DerpClient:
             )
         self._receivers.unpark()
 
-    async def receive(self) -> ClientEvent:
+    async def receive(self) -> DerpEvent:
         """Take the next event; wait if there is none.
 
         Events that nobody takes are kept as the limits say; then the oldest
@@ -422,7 +420,7 @@ class DerpClient:
         await self._wait_received()
         return self._received.take()
 
-    async def receive_many(self) -> list[ClientEvent]:
+    async def receive_many(self) -> list[DerpEvent]:
         """Take all events that there are, oldest first; wait for one at least.
 
         Raises:
@@ -444,7 +442,7 @@ class DerpClient:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> ClientEvent:
+    async def __anext__(self) -> DerpEvent:
         return await self.receive()
 
 

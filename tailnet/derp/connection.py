@@ -28,6 +28,7 @@ from tailnet.derp.frames import (
     MAX_CLIENT_INFO_LEN,
     MAX_PACKET_SIZE,
     MAX_PING_LEN,
+    PING_LEN,
     ClientFrame,
     ClosePeer,
     ForwardPacket,
@@ -65,8 +66,8 @@ from tailnet.errors import LocalProtocolError, RemoteProtocolError
 from tailnet.keys import KEY_LEN, NodePrivate, NodePublic
 
 __all__ = (
+    "CLIENT_BODY_SIZES",
     "CLIENT_TRANSITIONS",
-    "MAX_CLIENT_BODY_LEN",
     "SERVER_TRANSITIONS",
     "ClientConnection",
     "ClientEvent",
@@ -119,15 +120,15 @@ SERVER_TRANSITIONS: Final[Mapping[tuple[State, Step], State]] = {
     (State.FAILED, Step.FAULT): State.FAILED,
 }
 
-# derpserver.go: the longest body by frame type. Other types are skipped, with
-# bodies of up to 4 GiB, so their length costs nothing but time.
-MAX_CLIENT_BODY_LEN: Final[Mapping[int, int]] = {
-    FrameType.SEND_PACKET: KEY_LEN + MAX_PACKET_SIZE,
-    FrameType.NOTE_PREFERRED: 1,
-    FrameType.FORWARD_PACKET: 2 * KEY_LEN + MAX_PACKET_SIZE,
-    FrameType.WATCH_CONNS: 0,
-    FrameType.CLOSE_PEER: KEY_LEN,
-    FrameType.PING: MAX_PING_LEN,
+# derpserver.go handleFrame*: the sizes of bodies by frame type. Other types are
+# skipped, with bodies of up to 4 GiB, so their length costs nothing but time.
+CLIENT_BODY_SIZES: Final[Mapping[int, range]] = {
+    FrameType.SEND_PACKET: range(KEY_LEN, KEY_LEN + MAX_PACKET_SIZE + 1),
+    FrameType.NOTE_PREFERRED: range(1, 2),
+    FrameType.FORWARD_PACKET: range(2 * KEY_LEN, 2 * KEY_LEN + MAX_PACKET_SIZE + 1),
+    FrameType.WATCH_CONNS: range(1),
+    FrameType.CLOSE_PEER: range(KEY_LEN, KEY_LEN + 1),
+    FrameType.PING: range(PING_LEN, MAX_PING_LEN + 1),
 }
 
 
@@ -388,13 +389,18 @@ class ServerConnection(_Connection):
         if header is None:
             return None
         frame_type, body_len = header
-        limit = MAX_CLIENT_BODY_LEN.get(frame_type)
-        if limit is None:
+        sizes = CLIENT_BODY_SIZES.get(frame_type)
+        if sizes is None:
             self._move(Step.FRAME)
             self._buffer.discard(FRAME_HEADER.size)
             self._skip = body_len - self._buffer.discard(body_len)
             return UnknownFrame(frame_type, body_len)
-        raw = self._buffer.next_frame(max_body_len=limit)
+        if body_len not in sizes:
+            # Go judges the header too: nobody waits for a body that will not do.
+            raise RemoteProtocolError(
+                f"a frame of type {frame_type:#04x} cannot have a {body_len}-byte body"
+            )
+        raw = self._buffer.next_frame()
         if raw is None:
             return None
         self._move(Step.FRAME)

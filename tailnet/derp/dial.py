@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
@@ -27,6 +27,7 @@ from tailnet.derp.certificates import (
     find_meta_key,
 )
 from tailnet.derp.derpmap import PIN_PREFIX, DERPNode
+from tailnet.derp.tls_stream import TlsStream
 from tailnet.errors import ConnectError, RemoteProtocolError
 from tailnet.keys import NodePublic
 
@@ -230,7 +231,7 @@ async def start_tls(
     node: DERPNode,
     *,
     context: ssl.SSLContext | None = None,
-) -> tuple[trio.SSLStream[trio.abc.Stream], TlsFacts]:
+) -> tuple[TlsStream, TlsFacts]:
     """Begin TLS, and make sure that the other side is ``node``.
 
     How depends on the node's ``cert_name``:
@@ -266,24 +267,20 @@ async def start_tls(
         context = _unchecked_context()
     elif context is None:
         context = _default_context()
-    # trio closes a TLS stream by sending close_notify and waiting for the
-    # peer's; derper, as most of HTTPS, does not wait either.
-    tls = trio.SSLStream(
-        stream, context, server_hostname=node.host_name, https_compatible=True
-    )
+    tls = TlsStream(stream, context, server_hostname=node.host_name)
     try:
         await tls.do_handshake()
-        chain = _peer_chain(tls)
+        chain = tls.peer_chain()
         if pin is not None:
             check_pinned_certificate(
                 chain, pin, server_name=_sni(node.host_name), now=datetime.now(UTC)
             )
         if other_name is not None:
             check_certificate_name(chain[0], other_name)
-        version = str(tls.version())
+        version = str(tls.version)
         return tls, TlsFacts(
             version=version,
-            alpn=tls.selected_alpn_protocol(),
+            alpn=tls.alpn,
             # derphttp_client.go connect: only from 1.3 on are certificates
             # encrypted, so that no middlebox has replaced this one.
             server_key=find_meta_key(chain) if version == "TLSv1.3" else None,
@@ -336,16 +333,3 @@ def _any_name_context(base: ssl.SSLContext | None) -> ssl.SSLContext:
     if base is not None and (roots := base.get_ca_certs(binary_form=True)):
         context.load_verify_locations(cadata=b"".join(roots))
     return context
-
-
-def _peer_chain(tls: trio.SSLStream[trio.abc.Stream]) -> list[bytes]:
-    """The certificates as the relay sent them, DER, leaf first."""
-    # Public from Python 3.13 on; before that it is there too, one level down.
-    ssl_object: Any = tls._ssl_object
-    if hasattr(ssl_object, "get_unverified_chain"):
-        return list(ssl_object.get_unverified_chain())
-    chain = ssl_object._sslobj.get_unverified_chain()
-    return [certificate.public_bytes(_ENCODING_DER) for certificate in chain or ()]
-
-
-_ENCODING_DER: Final = 2  # _ssl.ENCODING_DER, of that one level

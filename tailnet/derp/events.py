@@ -19,11 +19,11 @@ from tailnet.keys import NodePublic
 
 __all__ = (
     "ClientDropReason",
-    "ClientEvent",
     "ClientLimits",
     "ClientStatistics",
     "ConnectFailed",
     "Connected",
+    "DerpEvent",
     "Disconnected",
 )
 
@@ -80,7 +80,7 @@ class ConnectFailed:
     retry_in: float
 
 
-ClientEvent: TypeAlias = (
+DerpEvent: TypeAlias = (
     RecvPacket
     | PeerGone
     | PeerPresent
@@ -141,7 +141,6 @@ class ClientStatistics:
         keep_alives: KeepAlive frames.
         pings_answered: Pings of the relay.
         unknown_frames: Frames of a type that is not known, skipped.
-        short_frames: Frames too short for their type, skipped as Go does.
         force_websocket_reason: Why the client fell back to websockets, in
             Coder's words (``derp_forced_websocket``); None if it did not.
     """
@@ -163,5 +162,4 @@ class ClientStatistics:
     keep_alives: int = 0
     pings_answered: int = 0
     unknown_frames: int = 0
-    short_frames: int = 0
     force_websocket_reason: str | None = None

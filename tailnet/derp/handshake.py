@@ -14,7 +14,8 @@ ignored, missing ones take their default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,6 +54,9 @@ MAX_SERVER_KEY_LEN: Final = 1024
 MIN_CLIENT_INFO_LEN: Final = KEY_LEN + NONCE_LEN
 
 _INT64: Final = range(-(1 << 63), 1 << 63)  # Go's int
+
+# Halves of a UTF-16 pair without the other, which JSON can spell.
+_UNPAIRED: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +183,9 @@ def decode_client_info(
     fields = _json_object(
         private.open_from(key, bytes(raw.body[KEY_LEN:])), "ClientInfo"
     )
-    # Go refuses meshKey "" with the rest of the malformed ones; derp.md 2.3
-    # allows a relay to read it as absent, but then a probe could tell us apart.
-    mesh_text = _field(fields, "meshkey", str, None)
-    try:
-        mesh_key = None if mesh_text is None else MeshKey.from_hex(mesh_text)
-    except KeyFormatError as exc:
-        raise RemoteProtocolError("ClientInfo has a malformed mesh key") from exc
     return key, ClientInfo(
         version=_field(fields, "version", int, 0),
-        mesh_key=mesh_key,
+        mesh_key=_mesh_key(fields),
         can_ack_pings=_field(fields, "canackpings", bool, False),
         is_prober=_field(fields, "isprober", bool, False),
         app_name=_field(fields, "appname", str, ""),
@@ -239,21 +236,60 @@ def decode_server_info(
     )
 
 
-def _json_object(text: bytes, what: str) -> dict[str, Any]:
-    """Parse a JSON object, its names lowered as Go matches them."""
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as it stands: a name may come twice, and Go reads both."""
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_Object, parse_constant=_refuse_constant
+)
+
+
+def _json_object(text: bytes, what: str) -> _Object:
+    """Parse a JSON object, its names folded as Go matches them.
+
+    encoding/json puts U+FFFD for bytes that are not UTF-8, so this does.
+    """
     try:
-        parsed = msgspec.json.decode(text, type=dict[str, Any] | None)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+        parsed = _DECODER.decode(text.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as exc:
         raise RemoteProtocolError(f"{what} is not a JSON object") from exc
-    # To Go, null is an object whose fields all keep their default.
-    return {name.lower(): value for name, value in (parsed or {}).items()}
+    if parsed is None:
+        # To Go, null is an object whose fields all keep their default.
+        return _Object()
+    if not isinstance(parsed, _Object):
+        raise RemoteProtocolError(f"{what} is not a JSON object")
+    return _Object((name.casefold(), value) for name, value in parsed)
 
 
-def _field(fields: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
-    """A field of a JSON object; null means absent, as in Go."""
-    value = fields.get(name)
-    if value is None:
-        return default
-    if type(value) is not kind or (kind is int and value not in _INT64):
-        raise RemoteProtocolError(f"the JSON field {name} is no {kind.__name__}")
-    return value
+def _field(fields: _Object, name: str, kind: type, default: Any) -> Any:
+    """A field of a JSON object; null changes nothing, as in Go.
+
+    Every value of the name has to be right, even one that a later one replaces.
+    """
+    found = default
+    for value in (value for key, value in fields if key == name):
+        if value is None:
+            continue
+        if type(value) is not kind or (kind is int and value not in _INT64):
+            raise RemoteProtocolError(f"the JSON field {name} is no {kind.__name__}")
+        found = value
+    return _UNPAIRED.sub("\ufffd", found) if kind is str else found
+
+
+def _mesh_key(fields: _Object) -> MeshKey | None:
+    """The mesh key, if there is one.
+
+    ``null`` and ``""`` are malformed, not absent: Go's type reads them itself.
+    """
+    found: MeshKey | None = None
+    for value in (value for key, value in fields if key == "meshkey"):
+        try:
+            found = MeshKey.from_hex(value if isinstance(value, str) else "")
+        except KeyFormatError as exc:
+            raise RemoteProtocolError("ClientInfo has a malformed mesh key") from exc
+    return found

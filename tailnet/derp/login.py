@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import h11
 import trio
 
+from tailnet.derp.connection import ClientConnection, ServerGreeting
 from tailnet.derp.derpmap import DERPNode
 from tailnet.derp.dial import (
     DEFAULT_DERP_PORT,
@@ -28,20 +29,8 @@ from tailnet.derp.dial import (
     dial_region,
     start_tls,
 )
-from tailnet.derp.frames import (
-    FrameBuffer,
-    FrameType,
-    RawFrame,
-    encode_note_preferred,
-)
-from tailnet.derp.handshake import (
-    MAX_SERVER_KEY_LEN,
-    ClientInfo,
-    ServerInfo,
-    decode_server_info,
-    decode_server_key,
-    encode_client_info,
-)
+from tailnet.derp.frames import encode_note_preferred
+from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.derp.upgrade import (
     ResponseHead,
     ResponseReader,
@@ -114,14 +103,14 @@ class Way:
 
 @dataclass(slots=True)
 class Channel:
-    """DERP frames on a stream, within websocket messages or not.
+    """A DERP connection on a stream, within websocket messages or not.
 
     One task may send while another receives.
     """
 
     stream: trio.abc.Stream
+    connection: ClientConnection
     websocket: WebsocketStream | None = None
-    _buffer: FrameBuffer = field(default_factory=FrameBuffer)
     _replies: bytes = b""
 
     @property
@@ -140,14 +129,13 @@ class Channel:
         """
         if self.websocket is not None:
             replies, self._replies = self._replies, b""
-            if self.websocket.closed:
-                frames = replies
-            else:
-                frames = replies + self.websocket.encode(frames)
+            # Nothing may come behind a Close.
+            closed = self.websocket.closed
+            frames = replies if closed else replies + self.websocket.encode(frames)
         await self.stream.send_all(frames)
 
     async def receive(self) -> bool:
-        """Read once; then take what there is with ``next_frame``.
+        """Read once; then take what there is with ``connection.next_event``.
 
         Returns:
             False if the relay has closed the connection.
@@ -163,22 +151,18 @@ class Channel:
         return self.websocket is None or not self.websocket.closed
 
     def add(self, data: bytes) -> None:
-        """Take bytes that have been read already."""
+        """Take bytes that have been read already.
+
+        Raises:
+            RemoteProtocolError: The websocket's rules are broken.
+        """
         if self.websocket is not None:
             try:
                 data = self.websocket.receive_data(data)
             finally:
                 self._replies += self.websocket.data_to_send()
         if data:
-            self._buffer.receive_data(data)
-
-    def next_frame(self, *, max_body_len: int | None = None) -> RawFrame | None:
-        """The next whole frame, or None until ``receive`` is called again.
-
-        Raises:
-            RemoteProtocolError: It is longer than ``max_body_len``, or 1 MiB.
-        """
-        return self._buffer.next_frame(max_body_len=max_body_len)
+            self.connection.receive_data(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,59 +236,60 @@ async def _log_in_on(
     stream, tls = tcp, None
     if not node.force_http:
         stream, tls = await start_tls(tcp, node, context=way.tls_context)
-    known_key = None
+    server_key = None
     if way.websocket:
-        channel = await _open_websocket(stream, node, way)
+        websocket, rest = await _open_websocket(stream, node, way)
+        channel = Channel(stream, ClientConnection(private_key, info), websocket)
+        channel.add(rest)
     elif tls is not None and tls.alpn == "h2":
         raise UpgradeRefusedError(
             "The server wanted us to use HTTP/2, "
             "but DERP requires Upgrade which needs HTTP/1.1"
         )
     else:
-        known_key = None if tls is None else tls.server_key
-        head = _upgrade_request(node, way, fast_start=known_key is not None)
-        if known_key is None:
-            channel = await _upgrade(stream, head)
-        else:
-            channel = Channel(stream)
-
-    def hello(key: NodePublic) -> bytes:
-        return encode_client_info(private_key, key, info) + (
-            # A relay takes a client for not at home until it is told.
-            encode_note_preferred(preferred=True) if preferred else b""
-        )
-
-    if known_key is not None:
-        # The relay need not wait for ClientInfo, nor we for a 101.
-        server_key = known_key
-        await stream.send_all(head + hello(server_key))
+        server_key = None if tls is None else tls.server_key
+        head = _upgrade_request(node, way, fast_start=server_key is not None)
+        connection = ClientConnection(private_key, info, server_key=server_key)
+        channel = Channel(stream, connection)
+        if server_key is None:
+            channel.add(await _upgrade(stream, head))
+    # A relay takes a client for not at home until it is told.
+    home = encode_note_preferred(preferred=True) if preferred else b""
+    fast_start = server_key is not None
+    if server_key is None:
+        greeting = await _wait_event(channel, ServerGreeting)
+        server_key = greeting.key
+        await channel.send(channel.connection.data_to_send() + home)
     else:
-        greeting = await _next_frame(channel, max_body_len=MAX_SERVER_KEY_LEN)
-        server_key = decode_server_key(greeting)
-        await channel.send(hello(server_key))
-    while (raw := await _next_frame(channel)).type != FrameType.SERVER_INFO:
-        # With fast start, ServerKey comes here. Go's client skips it too.
-        pass
+        # There is no answer to wait for.
+        await stream.send_all(head + channel.connection.data_to_send() + home)
     return Login(
         channel=channel,
         node=node,
         server_key=server_key,
-        server_info=decode_server_info(private_key, server_key, raw),
-        fast_start=known_key is not None,
+        # With fast start, ServerKey comes before it and means nothing now.
+        server_info=await _wait_event(channel, ServerInfo),
+        fast_start=fast_start,
         remote=remote,
         tls=tls,
     )
 
 
-async def _next_frame(channel: Channel, *, max_body_len: int | None = None) -> RawFrame:
-    while (frame := channel.next_frame(max_body_len=max_body_len)) is None:
+EventT = TypeVar("EventT", ServerGreeting, ServerInfo)
+
+
+async def _wait_event(channel: Channel, kind: type[EventT]) -> EventT:
+    """Wait for an event of the handshake; whatever else comes is skipped."""
+    while True:
+        while (event := channel.connection.next_event()) is not None:
+            if isinstance(event, kind):
+                return event
         received = await channel.receive()
         if channel.has_replies:
             await channel.send(b"")
         if not received:
-            # handler.go and derpserver.go only close when they refuse.
+            # derpserver.go just closes when it refuses.
             raise ConnectError("the relay closed the connection before it admitted us")
-    return frame
 
 
 def _remote_name(stream: trio.abc.Stream, node: DERPNode) -> str:
@@ -344,8 +329,8 @@ def _upgrade_request(node: DERPNode, way: Way, *, fast_start: bool) -> bytes:
     )
 
 
-async def _upgrade(stream: trio.abc.Stream, request: bytes) -> Channel:
-    """Ask for DERP by HTTP."""
+async def _upgrade(stream: trio.abc.Stream, request: bytes) -> bytes:
+    """Ask for DERP by HTTP; return what came behind the answer already."""
     head = await _exchange(stream, request)
     if head.status != 101:
         text = await _read_text(stream, head)
@@ -357,12 +342,13 @@ async def _upgrade(stream: trio.abc.Stream, request: bytes) -> Channel:
                 f"disallowing the use of 'Upgrade: derp'): {text}"
             )
         raise ConnectError(f"GET failed: {head.status} {head.reason}: {text}")
-    channel = Channel(stream)
-    channel.add(head.rest)
-    return channel
+    return head.rest
 
 
-async def _open_websocket(stream: trio.abc.Stream, node: DERPNode, way: Way) -> Channel:
+async def _open_websocket(
+    stream: trio.abc.Stream, node: DERPNode, way: Way
+) -> tuple[WebsocketStream, bytes]:
+    """Ask for a websocket; return what came behind the answer, too."""
     key = generate_websocket_key()
     request = encode_websocket_request(_host_header(node), key, headers=way.headers)
     head = await _exchange(stream, request)
@@ -370,9 +356,7 @@ async def _open_websocket(stream: trio.abc.Stream, node: DERPNode, way: Way) -> 
         text = await _read_text(stream, head)
         raise ConnectError(f"no websocket: {head.status} {head.reason}: {text}")
     check_websocket_response(head, key)
-    channel = Channel(stream, WebsocketStream(server=False))
-    channel.add(head.rest)
-    return channel
+    return WebsocketStream(server=False), head.rest
 
 
 async def _exchange(stream: trio.abc.Stream, request: bytes) -> ResponseHead:

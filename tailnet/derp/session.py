@@ -17,33 +17,31 @@ from typing import Final
 
 import trio
 
+from tailnet.derp.connection import ServerGreeting
 from tailnet.derp.events import ClientDropReason, ClientLimits, ClientStatistics
 from tailnet.derp.frames import (
     FRAME_HEADER,
     PING_LEN,
-    FrameType,
     Health,
     KeepAlive,
     PeerGone,
     PeerPresent,
     Ping,
     Pong,
-    RawFrame,
     RecvPacket,
     Restarting,
     UnknownFrame,
-    decode_server_frame,
     encode_note_preferred,
     encode_ping,
     encode_pong,
     encode_send_packet,
 )
-from tailnet.derp.handshake import ServerInfo, decode_server_info
+from tailnet.derp.handshake import ServerInfo
 from tailnet.derp.login import Login
 from tailnet.derp.pacing import TokenBucket
 from tailnet.derp.queues import DropOldestQueue
 from tailnet.errors import LocalProtocolError, NotConnectedError, RemoteProtocolError
-from tailnet.keys import KEY_LEN, NodePrivate, NodePublic
+from tailnet.keys import KEY_LEN, NodePublic
 
 __all__ = ("PING_TIMEOUT", "READ_TIMEOUT", "Session")
 
@@ -70,7 +68,6 @@ class Session:
 
     Args:
         login: The connection. The session closes it.
-        private_key: Who we are, to open a later ServerInfo.
         limits: Of the queue.
         counters: To count in.
         deliver: Takes what the relay sends for the user.
@@ -85,7 +82,6 @@ class Session:
     def __init__(
         self,
         login: Login,
-        private_key: NodePrivate,
         limits: ClientLimits,
         counters: ClientStatistics,
         deliver: Callable[
@@ -95,7 +91,6 @@ class Session:
         self.login = login
         self.room = trio.lowlevel.ParkingLot()
         self.ended = False
-        self._private_key = private_key
         self._channel = login.channel
         self._counters = counters
         self._deliver = deliver
@@ -257,15 +252,15 @@ class Session:
             self.close(f"the relay broke the protocol: {exc}")
 
     def _handle_frames(self) -> None:
-        channel, counters = self._channel, self._counters
-        while (raw := channel.next_frame()) is not None:
-            match decode_server_frame(raw):
-                case RecvPacket() as frame:
+        connection, counters = self._channel.connection, self._counters
+        while (event := connection.next_event()) is not None:
+            match event:
+                case RecvPacket():
                     counters.packets_received += 1
-                    counters.bytes_received += len(frame.packet)
-                    self._deliver(frame)
-                case (PeerGone() | PeerPresent() | Health() | Restarting()) as frame:
-                    self._deliver(frame)
+                    counters.bytes_received += len(event.packet)
+                    self._deliver(event)
+                case PeerGone() | PeerPresent() | Health() | Restarting():
+                    self._deliver(event)
                 case KeepAlive():
                     counters.keep_alives += 1
                 case Ping(data):
@@ -277,17 +272,11 @@ class Session:
                     if ping is not None and ping.answered_at is None:
                         ping.answered_at = trio.current_time()
                         ping.done.set()
-                case UnknownFrame():
-                    self._handle_unknown(raw)
-                case None:
-                    counters.short_frames += 1
-
-    def _handle_unknown(self, raw: RawFrame) -> None:
-        if raw.type != FrameType.SERVER_INFO:
-            self._counters.unknown_frames += 1
-            return
-        # derp_client.go takes one at any time, and fails if it is bad.
-        self._obey(decode_server_info(self._private_key, self.login.server_key, raw))
+                case ServerInfo():
+                    # derp_client.go takes one at any time.
+                    self._obey(event)
+                case ServerGreeting() | UnknownFrame():
+                    counters.unknown_frames += 1
 
     def _obey(self, info: ServerInfo) -> None:
         """derp_client.go setSendRateLimiter."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Ping
 from wsproto.utilities import generate_accept_token, generate_nonce
 
 from tailnet.derp.upgrade import (
@@ -70,6 +70,7 @@ _MAX_HELD_LEN: Final = 16 << 10
 _FINAL: Final = 0x80
 _FINAL_BINARY: Final = 0x82
 _OPCODE: Final = 0x0F
+_TEXT: Final = 0x1
 _FIRST_CONTROL_OPCODE: Final = 0x8
 _MASKED: Final = 0x80
 _LENGTH: Final = 0x7F
@@ -166,6 +167,12 @@ class WebsocketStream:
                     if frame_end - position <= _MAX_HELD_LEN:
                         self._held = data[position:]
                         break
+                if data[position] & _OPCODE == _TEXT:
+                    # Before wsproto can find that it is no UTF-8: that would
+                    # depend on where the network has cut it.
+                    raise self._fail(
+                        CLOSE_UNSUPPORTED_DATA, "DERP comes in binary messages"
+                    )
                 if data[position] & _OPCODE < _FIRST_CONTROL_OPCODE:
                     self._fragmented = not data[position] & _FINAL
                 self._frame_left = frame_end - position
@@ -229,10 +236,6 @@ class WebsocketStream:
             match event:
                 case BytesMessage():
                     chunks.append(bytes(event.data))
-                case TextMessage():
-                    raise self._fail(
-                        CLOSE_UNSUPPORTED_DATA, "DERP comes in binary messages"
-                    )
                 case Ping():
                     # RFC 6455 5.5.3: of Pings not answered yet, the last one
                     # is enough. So a flood of them costs no memory.

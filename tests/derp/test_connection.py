@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tailnet.derp.connection import (
+    CLIENT_BODY_SIZES,
     CLIENT_TRANSITIONS,
-    MAX_CLIENT_BODY_LEN,
     SERVER_TRANSITIONS,
     ClientConnection,
     ClientHello,
@@ -326,17 +326,17 @@ def test_relay_skips_frames_in_any_chunks() -> None:
     assert feed(open_pair()[1], [wire]) == expected
 
 
-@pytest.mark.parametrize(("frame_type", "limit"), MAX_CLIENT_BODY_LEN.items())
-def test_relay_refuses_long_frames_by_their_header(frame_type: int, limit: int) -> None:
-    _, server = open_pair()
-    server.receive_data(FRAME_HEADER.pack(frame_type, limit))
-    if limit:
+@pytest.mark.parametrize(("frame_type", "sizes"), CLIENT_BODY_SIZES.items())
+def test_relay_refuses_sizes_by_the_header(frame_type: int, sizes: range) -> None:
+    for size in {sizes[0], sizes[-1]} - {0}:
+        _, server = open_pair()
+        server.receive_data(FRAME_HEADER.pack(frame_type, size))
         assert server.next_event() is None
-
-    _, server = open_pair()
-    server.receive_data(FRAME_HEADER.pack(frame_type, limit + 1))
-    with pytest.raises(RemoteProtocolError, match=f"limit is {limit}"):
-        server.next_event()
+    for size in {sizes[0] - 1, sizes[-1] + 1, 0xFFFFFFFF} - {-1}:
+        _, server = open_pair()
+        server.receive_data(FRAME_HEADER.pack(frame_type, size))
+        with pytest.raises(RemoteProtocolError, match=f"a {size}-byte body"):
+            server.next_event()
 
 
 @pytest.mark.parametrize("frame_type", [0x05, 0x7F])

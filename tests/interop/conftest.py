@@ -38,3 +38,8 @@ def _relay_is_there() -> None:
 @pytest.fixture(scope="session")
 def source_20mb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_file(tmp_path_factory.mktemp("source") / "20mb", 20_000_000)
+
+
+@pytest.fixture(scope="session")
+def source_2mb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_file(tmp_path_factory.mktemp("source") / "2mb", 2_000_000)

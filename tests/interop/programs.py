@@ -19,7 +19,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 import trio
 
@@ -149,7 +149,7 @@ async def open_program(
     log_file: Path,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    stdin: Path | None = None,
+    stdin: Path | int | None = None,
     stdout: Path | None = None,
     name: str | None = None,
 ) -> AsyncIterator[Program]:
@@ -160,18 +160,22 @@ async def open_program(
         log_file: Where its standard error goes, and is appended to.
         env: Its whole environment; None for ours.
         cwd: Its working directory.
-        stdin: A file to read; nothing if None.
+        stdin: A file or a descriptor to read; nothing if None.
         stdout: A file to write; None throws the output away.
         name: For messages; None for the program's file name.
     """
     with contextlib.ExitStack() as files:
         log = files.enter_context(log_file.open("ab"))
         log_start = log.tell()
-        source = files.enter_context(stdin.open("rb")) if stdin else None
+        source: int | IO[bytes] = subprocess.DEVNULL
+        if isinstance(stdin, int):
+            source = stdin
+        elif stdin is not None:
+            source = files.enter_context(stdin.open("rb"))
         sink = files.enter_context(stdout.open("wb")) if stdout else None
         process: trio.Process = await trio.lowlevel.open_process(
             [str(argument) for argument in argv],
-            stdin=source or subprocess.DEVNULL,
+            stdin=source,
             stdout=sink or subprocess.DEVNULL,
             stderr=log,
             env=None if env is None else dict(env),

@@ -17,7 +17,7 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,7 +34,15 @@ from tests.interop.programs import (
 )
 from tests.interop.tools import find_go_program
 
-__all__ = ("Counters", "Relay", "RelayKind", "Security", "open_relay")
+__all__ = (
+    "Counters",
+    "Relay",
+    "RelayKind",
+    "Security",
+    "careless_tls",
+    "derp_map_of",
+    "open_relay",
+)
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 REGION: Final = 900
@@ -111,7 +119,9 @@ class Relay:
 
     def leaf_sha256(self) -> str:
         """Hash of the relay's own certificate, as CertName wants it."""
-        crt = self.folder / "certs" / f"{self.hostname}.crt"
+        # cert.go: an IPv6 address loses its colons.
+        name = self.hostname.replace(":", "")
+        crt = self.folder / "certs" / f"{name}.crt"
         pem = crt.read_text(encoding="ascii")
         end = "-----END CERTIFICATE-----"
         leaf = pem[: pem.index(end) + len(end)]
@@ -135,13 +145,7 @@ class Relay:
 
     def derp_map(self, **changes: object) -> bytes:
         """A DERP map with this relay alone; ``changes`` go into its node."""
-        region = {
-            "RegionID": REGION,
-            "RegionCode": "test",
-            "RegionName": "Test",
-            "Nodes": [{**self.node(), **changes}],
-        }
-        return json.dumps({"Regions": {str(REGION): region}}).encode()
+        return derp_map_of({**self.node(), **changes})
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """GET a page of the relay; returns status and body."""
@@ -160,7 +164,7 @@ class Relay:
             if self.security is not Security.PLAIN:
                 # Who it is matters to the clients under test, not here; but a
                 # relay with a DNS name answers to that name only.
-                tls = self._tls = self._tls or _careless_tls()
+                tls = self._tls = self._tls or careless_tls()
                 sock = tls.wrap_socket(sock, server_hostname=self.hostname)
             connection.sock = sock
             connection.request("GET", path, headers={"Connection": "close"})
@@ -168,7 +172,19 @@ class Relay:
             return answer.status, answer.read()
 
 
-def _careless_tls() -> ssl.SSLContext:
+def derp_map_of(node: Mapping[str, object]) -> bytes:
+    """A DERP map with one region and one node."""
+    region = {
+        "RegionID": REGION,
+        "RegionCode": "test",
+        "RegionName": "Test",
+        "Nodes": [node],
+    }
+    return json.dumps({"Regions": {str(REGION): region}}).encode()
+
+
+def careless_tls() -> ssl.SSLContext:
+    """TLS that takes any certificate."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -184,6 +200,7 @@ async def open_relay(
     host: str = "127.0.0.1",
     port: int | None = None,
     stun_port: int | None = None,
+    listen: str | None = None,
     flags: tuple[str, ...] = (),
     wrapper: tuple[str | Path, ...] = (),
 ) -> AsyncIterator[Relay]:
@@ -194,9 +211,10 @@ async def open_relay(
             the same folder and on the same port is the same relay again.
         kind: Whose relay; None for what the environment says.
         security: What stands between a client and it.
-        host: IP address to listen on.
+        host: IP address that clients use.
         port: TCP port; None for a free one.
         stun_port: UDP port; None for the same number as ``port``.
+        listen: What to listen on in place of ``host``; empty for everything.
         flags: Further flags.
         wrapper: A command that runs the relay, such as ``ip netns exec``.
     """
@@ -208,7 +226,8 @@ async def open_relay(
     certs.mkdir(parents=True, exist_ok=True)
     if security is Security.CA and not (folder / "ca.pem").exists():
         _issue_certificate(folder, hostname)
-    bracketed = f"[{host}]" if ":" in host else host
+    listen = host if listen is None else listen
+    bracketed = f"[{listen}]" if ":" in listen else listen
     program: tuple[str | Path, ...] = (sys.executable, "-m", "relay")
     environment = dict(os.environ)
     if kind is RelayKind.DERPER:

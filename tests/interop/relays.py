@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from tests.interop.probe.wire import Target
+from tests.interop.tools import find_go_program
 
 __all__ = (
     "Kind",
     "RelayError",
     "RelayProcess",
-    "derper_path",
     "free_port",
-    "missing",
     "open_relay_process",
 )
 
@@ -37,21 +36,6 @@ _READY: Final = "tailnet-relay ready"
 
 class RelayError(Exception):
     """A relay did not start; the message ends with what it printed."""
-
-
-def derper_path() -> Path | None:
-    """Where derper is: ``$TAILNET_DERPER``, or where ``make peers`` puts it."""
-    given = os.environ.get("TAILNET_DERPER")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(given) if given else Path(cache) / "tailnet-dev" / "bin" / "derper"
-    return path if os.access(path, os.X_OK) else None
-
-
-def missing(kind: Kind) -> str | None:
-    """Why a relay of this kind cannot run here, or None."""
-    if kind == "derper" and derper_path() is None:
-        return "derper is not here: run `make peers`, or set TAILNET_DERPER"
-    return None
 
 
 def free_port(host: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
@@ -148,10 +132,7 @@ def open_relay_process(
 def _program(kind: Kind) -> list[str]:
     if kind == "ours":
         return [sys.executable, "-m", "relay"]
-    path = derper_path()
-    if path is None:
-        raise RelayError(missing(kind))
-    return [str(path)]
+    return [str(find_go_program("derper"))]
 
 
 def _flags(target: Target, directory: Path) -> list[str]:
@@ -171,9 +152,6 @@ def _flags(target: Target, directory: Path) -> list[str]:
 
 
 def _wait_until_ready(relay: RelayProcess) -> None:
-    ports = [
-        port for port in (relay.target.port, relay.target.http_port) if port is not None
-    ]
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
         if relay.process.poll() is not None:
@@ -181,11 +159,18 @@ def _wait_until_ready(relay: RelayProcess) -> None:
                 f"{relay.kind} ended with status {relay.process.returncode}:\n"
                 f"{relay.log}"
             )
-        says_so = relay.kind != "ours" or _READY in relay.log
-        if says_so and all(_accepts(relay.target.host, port) for port in ports):
+        if _is_ready(relay):
             return
         time.sleep(0.05)
     raise RelayError(f"{relay.kind} is not ready after 20 s:\n{relay.log}")
+
+
+def _is_ready(relay: RelayProcess) -> bool:
+    if relay.kind == "ours":
+        return _READY in relay.log
+    # derper does not say when it is.
+    ports = (relay.target.port, relay.target.http_port)
+    return all(_accepts(relay.target.host, port) for port in ports if port is not None)
 
 
 def _accepts(host: str, port: int) -> bool:

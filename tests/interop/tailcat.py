@@ -15,10 +15,10 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
@@ -143,9 +143,14 @@ class Tailcat:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, *arguments: str, stdin: Path | None = None
+        self, *arguments: str, stdin: Path | int | None = None
     ) -> AsyncIterator[Program]:
-        """Run one client while the block runs."""
+        """Run one client while the block runs; it writes to ``client.out``.
+
+        Args:
+            arguments: A token, or a command with one.
+            stdin: A file that it sends, or a descriptor to read from.
+        """
         async with open_program(
             *self._argv(*arguments),
             log_file=self.folder / "client.log",
@@ -193,13 +198,23 @@ class Transfer(NamedTuple):
     sha256: str
 
 
+class HasMap(Protocol):
+    """A relay that can be put into a DERP map."""
+
+    def derp_map(self, **changes: object) -> bytes:
+        """The map; ``changes`` go into the relay's node."""
+        ...
+
+
 async def send_file(
-    relay: Relay,
+    relay: HasMap,
     sender: Tailcat,
     receiver: Tailcat,
     source: Path,
     *,
     serve_flags: tuple[str, ...] = (),
+    node: Mapping[str, object] | None = None,
+    meanwhile: Callable[[Path], Awaitable[object]] | None = None,
     report: Callable[[int], object] = lambda _: None,
     timeout: float = 60,
 ) -> Transfer:
@@ -211,6 +226,8 @@ async def send_file(
         receiver: The tailcat that accepts.
         source: The file.
         serve_flags: Further flags of the receiver.
+        node: Changes to the relay's DERPNode in the map.
+        meanwhile: Called once the sender runs, with the file that grows.
         report: Called again and again with the bytes that have arrived.
         timeout: Seconds that the two may take.
 
@@ -218,10 +235,12 @@ async def send_file(
         ProgramError: One of the two failed, or took too long.
         DamagedFileError: The bytes differ.
     """
-    with serve_http({"/derpmap.json": relay.derp_map()}) as url:
+    with serve_http({"/derpmap.json": relay.derp_map(**(node or {}))}) as url:
         async with receiver.serve(f"{url}/derpmap.json", *serve_flags) as server:
             began = time.monotonic()
             async with sender.open(server.token, stdin=source) as client:
+                if meanwhile is not None:
+                    await meanwhile(server.output)
                 await _wait_both(client, server, report, timeout=timeout)
             seconds = time.monotonic() - began
             sent, received = sha256(source), sha256(server.output)

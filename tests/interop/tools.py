@@ -63,9 +63,13 @@ def find_peers_python() -> Path:
 
 
 def find_go_program(name: str) -> Path:
-    """Return one of Tailscale's own programs, such as ``derper``."""
-    program = programs_dir() / name
-    if not program.exists():
+    """Return one of Tailscale's own programs, such as ``derper``.
+
+    ``TAILNET_DERPER`` and the like name another build of it.
+    """
+    given = os.environ.get(f"TAILNET_{name.upper()}")
+    program = Path(given) if given else programs_dir() / name
+    if not os.access(program, os.X_OK):
         raise MissingToolError(f"no {name}: install Go, then run `make peers`")
     return program
 

@@ -13,6 +13,7 @@ pub fn measured(json: &mut Json, mut m: Measured) {
     json.number("corrupt", counters.corrupt);
     json.number("reordered", counters.reordered);
     json.number("unaccounted", m.unaccounted);
+    json.number("never_arrived", m.never_arrived);
     json.number("closed_connections", counters.closed);
     json.number("keep_alives", counters.keep_alives);
     json.object("unexpected_frames", Some(counters.unexpected_json()));

@@ -56,6 +56,8 @@ pub struct Measured {
     pub cipher: Option<String>,
     /// Over the whole run and its drain: packets neither delivered nor lost. Not 0 is a fault here.
     pub unaccounted: i64,
+    /// Over the same: packets lost and not late either, so that no stall of the machine counts.
+    pub never_arrived: u64,
     pub last_error: Option<String>,
 }
 
@@ -180,6 +182,7 @@ impl Traffic {
             lateness: self.lateness,
             cipher,
             unaccounted: all.sent as i64 - (all.delivered + all.lost) as i64,
+            never_arrived: all.lost,
             last_error: self.net.last_error,
             counters,
         })
@@ -195,10 +198,12 @@ impl Traffic {
         counters
     }
 
-    /// Wait for what is out, or until it is written off.
+    /// Wait for what is out; also for what is written off, since it may be late only.
     fn drain(&mut self) -> Result<(), String> {
         let limit = sys::now_ns() + 1_000_000_000;
-        while self.links.iter().any(|link| link.flow.outstanding() > 0) && sys::now_ns() < limit {
+        while sys::now_ns() < limit
+            && (self.counters.lost > 0 || self.links.iter().any(|link| link.flow.outstanding() > 0))
+        {
             self.until(sys::now_ns() + STALL_CHECK_NS)?;
         }
         for link in &mut self.links {

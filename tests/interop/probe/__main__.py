@@ -1,4 +1,4 @@
-"""``python -m tests.interop.probe``: ask one relay, or compare two records.
+r"""``python -m tests.interop.probe``: ask one relay, or compare two records.
 
 ::
 

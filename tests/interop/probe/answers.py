@@ -35,7 +35,7 @@ PROBE_ERROR: Final = "probe error"
 _CLASSES: Final = (
     (0.0, 1.8, "at once"),
     (1.8, 6.0, "after about 2 s"),
-    (9.0, 14.0, "after about 10 s"),
+    (8.0, 14.0, "after about 10 s"),
     (28.0, 36.0, "after about 30 s"),
     (59.5, 66.5, "after 60 to 65 s"),
 )

@@ -53,6 +53,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     pages.CHALLENGES,
     pages.HELPER,
     debug.DEBUG,
+    debug.METRICS,
     stun.STUN,
     client_info.SILENCE,
     tls.TLS_SILENCE,

@@ -133,6 +133,13 @@ class Peer:
             chunks.append(self.codec.decode(chunk))
         return b"".join(chunks)
 
+    def has_bytes(self) -> bool:
+        """Whether anything waits in the socket."""
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+
     def received(self, limit: int | None = None) -> list[ServerFrame]:
         """Take the frames that have come."""
         self._buffer.receive_data(self.read(limit))

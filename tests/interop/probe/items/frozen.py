@@ -22,9 +22,12 @@ from tests.interop.probe.wire import Target, open_wire
 
 # More than the kernel buffers between two sockets of one machine (net.ipv4.
 # tcp_wmem allows 4 MiB by default) and any relay's queue for one client.
-_FLOOD = 480
+_FLOOD = 240
 _SIZE = 60_000
 _RECEIVE_BUFFER = 4096
+
+# Whoever waits for the frozen receiver waits for 2 s: its write deadline.
+_HELD_UP = 1.5
 
 
 async def frozen(target: Target) -> dict[str, Json]:
@@ -42,17 +45,21 @@ async def _stop_reading(cast: Cast) -> dict[str, Json]:
     await observer.next_event()
     before = await drop_counters(cast.target)
     start = trio.current_time()
-    sent_within = 0.0
-    worst = 0.0
+    flooded = start
+    worst_of_sender = worst_of_others = 0.0
     events: list[str] = []
 
     async def flood() -> None:
-        nonlocal sent_within
+        nonlocal flooded, worst_of_sender
         for number in range(_FLOOD):
             await sender.send_packet(receiver, numbered(number))
-            await trio.sleep(0)
-        await sender.flush()
-        sent_within = trio.current_time() - start
+            if number % 20 == 19:
+                asked = trio.current_time()
+                await sender.send(encode_ping(b"how long"))
+                await sender.next_event()
+                waited = trio.current_time() - asked
+                worst_of_sender = max(worst_of_sender, waited)
+        flooded = trio.current_time()
 
     async def watch(scope: trio.CancelScope) -> None:
         events.append(await observer.next_event(30))
@@ -67,9 +74,10 @@ async def _stop_reading(cast: Cast) -> dict[str, Json]:
                 asked = trio.current_time()
                 await left.send_packet(right, b"how are you")
                 await right.next_event()
-                worst = max(worst, trio.current_time() - asked)
+                waited = trio.current_time() - asked
+                worst_of_others = max(worst_of_others, waited)
                 await trio.sleep(0.02)
-    gone_after = trio.current_time() - start
+    gone = trio.current_time()
     counted = await drop_counters(cast.target)
     await sender.send_packet(receiver, disco())
     later = await sender.flush()
@@ -77,16 +85,27 @@ async def _stop_reading(cast: Cast) -> dict[str, Json]:
     reason_gone = 'derp_packets_dropped{kind="other",reason="gone_disconnected"}'
     timeouts = "derp_sclient_write_timeouts"
     return {
-        "the sender is not held up": sent_within < 5.0,
-        "no bystander waits for a second": worst < 1.0,
+        "the sender is not held up": worst_of_sender < _HELD_UP,
+        "no bystander is held up": worst_of_others < _HELD_UP,
         "the observer gets": events,
-        "closed": about(gone_after),
+        "closed": _closing_time(gone - start, gone - flooded),
         "counted as queue_head": _grew(before, counted, reason_head),
         "counted as gone_disconnected": _grew(before, counted, reason_gone),
         "counted as a write timeout": _grew(before, counted, timeouts),
         "a packet to it later": later,
         "what it had got": await _read_rest(receiver),
     }
+
+
+def _closing_time(from_start: float, from_end: float) -> str:
+    """When it was closed, counted from when its socket was full.
+
+    That is between the start and the end of the flood, which may be some
+    seconds apart on a busy machine.
+    """
+    if from_start < 1.8:
+        return "at once"
+    return "after about 2 s" if from_end < 4.0 else about(from_end)
 
 
 async def slow(target: Target) -> dict[str, Json]:

@@ -1,0 +1,92 @@
+"""Protocol modules stay free of I/O, clocks, chance and tasks.
+
+So a test can drive both ends of a protocol by hand, and a fuzzer a million
+times. What may do more is on the list below; everything else may not.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.modules import ROOT, dotted, imports, is_within, modules, parsed
+
+# The trio side of the library, and what it is for.
+IO_MODULES = {
+    Path("tailnet/__init__.py"): "re-exports the trio side too",
+    Path("tailnet/derp/client.py"): "the DERP client",
+    Path("tailnet/derp/dial.py"): "TCP, TLS, addresses of a node",
+    Path("tailnet/derp/login.py"): "one attempt to connect, under its deadline",
+    Path("tailnet/derp/tls_stream.py"): "TLS on a stream of trio's",
+    Path("tailnet/derp/session.py"): "the tasks of one connection",
+}
+
+# What blocks, sleeps, tells the time, throws dice or starts tasks.
+BANNED = (
+    "anyio", "asyncio", "concurrent", "http", "importlib", "multiprocessing", "os",
+    "queue", "random", "sched", "secrets", "select", "selectors", "signal", "socket",
+    "socketserver", "ssl", "subprocess", "tempfile", "threading", "time", "trio",
+    "trio_websocket", "urllib", "uuid",
+)  # fmt: skip
+
+# The methods that tell the time by another way.
+CLOCKS = {"now", "utcnow", "today"}
+
+
+def protocol_modules() -> list[Path]:
+    return [path for path in modules("tailnet") if path not in IO_MODULES]
+
+
+@pytest.mark.parametrize("path", protocol_modules(), ids=str)
+def test_protocol_module_does_no_io(path: Path) -> None:
+    above = [dotted(module) for module in IO_MODULES if module.name != "__init__.py"]
+    for name in imports(path):
+        assert not any(is_within(name, banned) for banned in BANNED), name
+        # Nor by way of the trio side.
+        assert not any(is_within(name, module) for module in above), name
+        assert name.split(".")[0] != "tailnet" or name.count("."), name
+    for node in ast.walk(parsed(path)):
+        assert not (isinstance(node, ast.Attribute) and node.attr in CLOCKS), node.attr
+        if isinstance(node, ast.Name):
+            assert node.id not in {"open", "input", "print", "__import__"}, node.id
+
+
+def test_protocol_modules_are_found() -> None:
+    """The list above is of exceptions: a new protocol module is covered."""
+    found = set(protocol_modules())
+    for module in ("keys", "errors", "derp/frames", "derp/connection", "stun/messages"):
+        assert Path(f"tailnet/{module}.py") in found
+    assert len(found) > 10
+
+
+@pytest.mark.parametrize("path", IO_MODULES, ids=str)
+def test_exceptions_are_exceptions(path: Path) -> None:
+    """A module that does nothing of the kind has no business on the list."""
+    assert (ROOT / path).exists()
+    names = list(imports(path))
+    allowed = [dotted(other) for other in IO_MODULES if other != path]
+    assert any(is_within(n, package) for n in names for package in (*BANNED, *allowed))
+
+
+@pytest.mark.parametrize("path", modules("tailnet"), ids=str)
+def test_library_never_imports_the_program(path: Path) -> None:
+    assert not any(is_within(name, "relay") for name in imports(path))
+
+
+@pytest.mark.parametrize("path", [*modules("tailnet"), *modules("relay")], ids=str)
+def test_nothing_imports_tests_or_benchmarks(path: Path) -> None:
+    for name in imports(path):
+        assert not any(is_within(name, package) for package in ("tests", "bench"))
+
+
+@pytest.mark.parametrize("package", ["keys", "errors"])
+def test_the_lowest_layer_knows_no_protocol(package: str) -> None:
+    for name in imports(Path(f"tailnet/{package}.py")):
+        assert not is_within(name, "tailnet") or is_within(name, "tailnet.errors"), name
+
+
+@pytest.mark.parametrize("path", modules("tailnet/stun"), ids=str)
+def test_protocols_do_not_know_each_other(path: Path) -> None:
+    assert not any(is_within(name, "tailnet.derp") for name in imports(path))
