@@ -111,6 +111,7 @@ class PureSwitch:
         self._event = trio.Event()
         self._flushed: trio.Event | None = None
         self._is_telling = False  # in _tell_gone
+        self._is_ending = False
 
     # -- for the rooms above ------------------------------------------------
 
@@ -239,6 +240,7 @@ class PureSwitch:
                     self._turn()
         finally:
             self.now = trio.current_time()
+            self._is_ending = True
             for connection in list(self._by_id.values()):
                 self.drop_connection(connection, "the relay is shutting down")
             self.dirty.clear()
@@ -310,13 +312,17 @@ class PureSwitch:
     def _tell_gone(self, client: Client[Connection]) -> None:
         """derpserver.go notePeerGoneFromRegionLocked."""
         self._events.append(KeyGone(NodePublic(client.key)))
+        if self._is_ending:
+            return  # those who would hear of it go next
         frame = encode_peer_gone(NodePublic(client.key), PeerGoneReason.DISCONNECTED)
         # What the peer sent last goes out before the word that it is gone, or
         # Go's client would take it for a sign of life. Not when a flush ends
         # the next connection, and so on: a crowd that leaves is no recursion.
+        # Nor for other words: a thousand peers of one who leave in a turn are
+        # one write for it.
         outermost, self._is_telling = not self._is_telling, True
         for connection in list(client.heard_by):
-            if outermost and connection.dirty:
+            if outermost and connection.dirty and connection.outbox.has_packets:
                 self._flush(connection)
             if connection.heard is not None:
                 connection.heard.discard(client)
