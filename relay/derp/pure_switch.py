@@ -119,6 +119,7 @@ class PureSwitch:
         self._is_telling = False  # in _tell_gone
         # Sockets that were ready when their turn ended early.
         self._ready: list[tuple[int, int]] = []
+        self._is_ending = False
 
     # -- for the rooms above ------------------------------------------------
 
@@ -247,6 +248,7 @@ class PureSwitch:
                     self._turn()
         finally:
             self.now = trio.current_time()
+            self._is_ending = True
             for connection in list(self._by_id.values()):
                 self.drop_connection(connection, "the relay is shutting down")
             self.dirty.clear()
@@ -318,13 +320,17 @@ class PureSwitch:
     def _tell_gone(self, client: Client[Connection]) -> None:
         """derpserver.go notePeerGoneFromRegionLocked."""
         self._events.append(KeyGone(NodePublic(client.key)))
+        if self._is_ending:
+            return  # those who would hear of it go next
         frame = encode_peer_gone(NodePublic(client.key), PeerGoneReason.DISCONNECTED)
         # What the peer sent last goes out before the word that it is gone, or
         # Go's client would take it for a sign of life. Not when a flush ends
         # the next connection, and so on: a crowd that leaves is no recursion.
+        # Nor for other words: a thousand peers of one who leave in a turn are
+        # one write for it.
         outermost, self._is_telling = not self._is_telling, True
         for connection in list(client.heard_by):
-            if outermost and connection.outbox.queued_bytes and not connection.watched:
+            if outermost and connection.dirty and connection.outbox.has_packets:
                 self._flush(connection)
             if connection.heard is not None:
                 connection.heard.discard(client)
