@@ -61,6 +61,11 @@ FLUSH_AFTER: Final = READ_LEN
 # millisecond as packets, and hundreds as empty websocket frames.
 TURN_TIME: Final = 0.005
 
+# Clients that got something in a round, from which on another round is read
+# before they are written to; and how often.
+MANY_DIRTY: Final = 16
+ROUNDS_PER_TURN: Final = 4
+
 _KEEP_ALIVE: Final = "keep alive"
 _WRITE_DEADLINE: Final = "write deadline"
 
@@ -343,10 +348,33 @@ class PureSwitch:
 
     def _turn(self) -> None:
         self.now = trio.current_time()
-        taken = 0
-        ready = self._ready or self._poller.poll(0, SOCKETS_PER_TURN)
-        self._ready = []
         end = perf_counter() + TURN_TIME
+        for _ in range(ROUNDS_PER_TURN):
+            ready = self._ready or self._poller.poll(0, SOCKETS_PER_TURN)
+            taken = self._read_round(ready, end)
+            # Packets for many clients: each of them costs a write. Meanwhile
+            # more may have come, which then goes out with the same writes.
+            if (
+                not taken
+                or taken >= FLUSH_AFTER
+                or len(self.dirty) < MANY_DIRTY
+                or self._ready
+            ):
+                break
+        self._flush_dirty()
+
+    def _read_round(self, ready: list[tuple[int, int]], end: float) -> int:
+        """Read from sockets that are ready, each once.
+
+        Args:
+            ready: File descriptors and masks.
+            end: When the turn is over; what is left goes on in the next one.
+
+        Returns:
+            How many bytes were taken since the last flush.
+        """
+        self._ready = []
+        taken = 0
         for number, (fd, mask) in enumerate(ready, start=1):
             connection = self._by_fd.get(fd)
             if connection is None:
@@ -364,7 +392,7 @@ class PureSwitch:
             if perf_counter() > end and number < len(ready):
                 self._ready = ready[number:]
                 break
-        self._flush_dirty()
+        return taken
 
     def _flush_dirty(self) -> None:
         dirty = self.dirty
