@@ -53,6 +53,8 @@ DEBIAN_TOOLS: Final = {
 SYSTEM_PATH: Final = os.pathsep.join(
     [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
 )
+# Where Go's own instructions put it, PATH or not.
+GO_PATH: Final = f"{SYSTEM_PATH}{os.pathsep}/usr/local/go/bin"
 
 
 class NotInstalledError(Exception):
@@ -119,7 +121,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _fresh(target: Path) -> Iterator[bool]:
+def fresh(target: Path) -> Iterator[bool]:
     """Yield whether ``target`` has to be made; stamp it afterwards.
 
     Only one process at a time makes it: two ``make`` runs may share a cache.
@@ -143,7 +145,7 @@ def install_wheels() -> Path:
         NotInstalledError: pip said no.
     """
     target = wheels_dir()
-    with _fresh(target) as missing:
+    with fresh(target) as missing:
         if missing:
             _say("installing the clients of requirements/peers.txt")
             python = str(target / "bin" / "python")
@@ -173,9 +175,9 @@ def install_programs() -> Path:
         NotInstalledError: There is no Go, or it could not build them.
     """
     target = programs_dir()
-    with _fresh(target) as missing:
+    with fresh(target) as missing:
         if missing:
-            go = shutil.which("go", path=f"{SYSTEM_PATH}{os.pathsep}/usr/local/go/bin")
+            go = shutil.which("go", path=GO_PATH)
             if go is None:
                 raise NotInstalledError(
                     f"no Go: install Go and run `make peers` again for"

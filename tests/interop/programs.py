@@ -196,6 +196,7 @@ async def run_program(
     folder: Path,
     timeout: float,
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     stdin: Path | None = None,
     name: str | None = None,
 ) -> Finished:
@@ -206,6 +207,7 @@ async def run_program(
         folder: An existing folder, for its output.
         timeout: Seconds it may take.
         env: Its whole environment; None for ours.
+        cwd: Its working directory.
         stdin: A file to read; nothing if None.
         name: For messages.
 
@@ -218,6 +220,7 @@ async def run_program(
         *argv,
         log_file=folder / f"{number}.log",
         env=env,
+        cwd=cwd,
         stdin=stdin,
         stdout=stdout,
         name=name,
