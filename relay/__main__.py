@@ -39,6 +39,7 @@ def main() -> None:
         for warning in settings.warnings:
             structlog.get_logger("relay").warning(warning)
         _raise_descriptor_limit()
+        sys.unraisablehook = _log_unraisable
         trio.run(_run, settings)
     except ConfigError as exc:
         print(f"tailnet-relay: {exc}", file=sys.stderr)
@@ -113,6 +114,16 @@ def _configure_logging(log_format: LogFormat) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _log_unraisable(event: sys.UnraisableHookArgs) -> None:
+    """Exceptions that nobody can catch go to the log, not to bare stderr.
+
+    Any scanner can make one: a server name in TLS that is not ASCII.
+    """
+    log = structlog.get_logger("relay")
+    note = log.debug if isinstance(event.exc_value, UnicodeError) else log.error
+    note("unraisable exception", error=repr(event.exc_value), where=event.err_msg)
 
 
 def _raise_descriptor_limit() -> None:

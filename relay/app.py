@@ -90,7 +90,7 @@ class Relay:
         if self.certificates is not None:
             try:
                 self.certificates.reload()
-            except ConfigError as exc:
+            except (ConfigError, OSError) as exc:
                 log.error("the old certificate stays in use", reason=str(exc))
             else:
                 log.info("certificate reloaded", expires=self.certificates.expires)
@@ -173,10 +173,9 @@ async def _run_relay(
                 yield relay
                 relay.stop()
                 acceptors.cancel_scope.cancel()
-                sessions.cancel_scope.deadline = (
-                    trio.current_time() + settings.drain_timeout
-                )
-            with trio.move_on_after(settings.drain_timeout):
+                end = trio.current_time() + settings.drain_timeout
+                sessions.cancel_scope.deadline = end
+            with trio.move_on_at(end):
                 await relay.switch.wait_flushed()
             services.cancel_scope.cancel()
 

@@ -75,6 +75,7 @@ class UrlAdmission:
         self._client = client
         self._url = url
         self._is_fail_open = is_fail_open
+        self._slots = trio.CapacityLimiter(MAX_CONNECTIONS)
 
     async def __call__(self, newcomer: Newcomer) -> str | None:
         """Let a client in by returning None, or say in one line why not."""
@@ -85,6 +86,13 @@ class UrlAdmission:
         request = self._client.build_request(
             "POST", self._url, content=msgspec.json.encode(question)
         )
+        # Waiting for a connection of ours is no fault of the controller's, so
+        # it is not in the time after which clients are let in. It ends with
+        # the deadline of the client's handshake.
+        async with self._slots:
+            return await self._ask(request, newcomer)
+
+    async def _ask(self, request: httpx2.Request, newcomer: Newcomer) -> str | None:
         with trio.move_on_after(TIMEOUT) as scope:
             try:
                 response = await self._client.send(request, stream=True)

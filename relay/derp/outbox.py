@@ -124,6 +124,10 @@ class Outbox:
         """Bytes of packet frames that wait."""
         return sum(lane.frame_bytes for lane in (self._disco, self._data) if lane)
 
+    @property
+    def has_packets(self) -> bool:
+        return self._data is not None or self._disco is not None
+
     def put_control(self, frames: bytes) -> bool:
         """Queue whole control frames; False if too many wait already."""
         if self._control_len + len(frames) > MAX_CONTROL_LEN:

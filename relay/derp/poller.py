@@ -44,6 +44,7 @@ class SelectorPoller:
         if not hasattr(self._selector, "fileno"):
             self._selector.close()
             raise ConfigError("the relay needs Linux, macOS or a BSD")
+        self._turn = 0
 
     def fileno(self) -> int:
         return self._selector.fileno()
@@ -68,7 +69,12 @@ class SelectorPoller:
             )
             for key, events in self._selector.select(timeout)
         ]
-        return ready if maxevents < 0 else ready[:maxevents]
+        if not 0 <= maxevents < len(ready):
+            return ready
+        # epoll goes round on its own; here the first would always be first.
+        self._turn += maxevents
+        first = self._turn % len(ready)
+        return (ready[first:] + ready[:first])[:maxevents]
 
     def close(self) -> None:
         self._selector.close()

@@ -275,8 +275,13 @@ def _load(
     try:
         leaf = x509.load_pem_x509_certificates(chain)[0]
         names = _names(leaf)
-    except ValueError as exc:
-        raise ConfigError(f"{certificate} holds no certificate: {exc}") from exc
+    except Exception as exc:
+        # cryptography has an exception for each way of being broken, and few
+        # of them are ValueErrors.
+        raise ConfigError(
+            f"{certificate} holds no certificate that can be used: "
+            f"{str(exc) or type(exc).__name__}"
+        ) from exc
     if not _is_valid_for(names, hostname):
         raise ConfigError(
             f"the certificate {certificate} is not valid for {hostname!r}: "

@@ -20,6 +20,7 @@ __all__ = ("HttpError", "HttpReader", "RequestHead", "encode_answer", "encode_sw
 
 # A body is read to find its end and thrown away. No route takes one.
 MAX_BODY_LEN: Final = 64 << 10
+MAX_BODY_PIECES: Final = 64  # chunks; small ones cost as much as large ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class HttpReader:
     connection, call ``next_cycle``.
     """
 
-    __slots__ = ("_body_len", "_connection", "_head")
+    __slots__ = ("_body_len", "_connection", "_head", "_pieces")
 
     def __init__(self) -> None:
         self._connection = h11.Connection(
@@ -89,6 +90,7 @@ class HttpReader:
         )
         self._head: h11.Request | None = None
         self._body_len = 0
+        self._pieces = 0
 
     def receive_data(self, data: bytes) -> None:
         """Add bytes from the network; ``b""`` if the client has closed."""
@@ -110,8 +112,9 @@ class HttpReader:
                         return self._take_head(keep_alive=False)
                 elif isinstance(event, h11.Data):
                     self._body_len += len(event.data)
-                    if self._body_len > MAX_BODY_LEN:
-                        raise HttpError(413, f"body of over {MAX_BODY_LEN} bytes")
+                    self._pieces += 1
+                    if self._body_len > MAX_BODY_LEN or self._pieces > MAX_BODY_PIECES:
+                        raise HttpError(413, "a longer body than any route takes")
                 elif isinstance(event, h11.EndOfMessage):
                     return self._take_head(keep_alive=True)
                 else:
@@ -122,7 +125,8 @@ class HttpReader:
             ) from exc
 
     def _take_head(self, *, keep_alive: bool) -> RequestHead:
-        head, self._head, self._body_len = self._head, None, 0
+        head, self._head = self._head, None
+        self._body_len = self._pieces = 0
         assert head is not None  # h11 gives nothing else before it
         connection = {
             token.strip()
@@ -133,6 +137,13 @@ class HttpReader:
         # RFC 9112 9.3: HTTP/1.0 keeps the connection only when told so.
         if head.http_version == b"1.0":
             keep_alive = keep_alive and b"keep-alive" in connection
+        names = {name for name, _ in head.headers}
+        if b"transfer-encoding" in names and (
+            b"content-length" in names or head.http_version == b"1.0"
+        ):
+            # RFC 9112 6.1: two lengths, of which a proxy may have believed
+            # the other one. What follows is not to be trusted.
+            keep_alive = False
         return RequestHead(
             method=head.method.decode("latin-1"),
             target=head.target.decode("latin-1"),

@@ -65,7 +65,8 @@ class DebugAccess:
             return True
         # Somebody forwards for others, so the address says nothing. This
         # header and no other: it is derper's rule.
-        if request.header("x-forwarded-for") or request.remote is None:
+        forwarded = (v for n, v in request.headers if n == b"x-forwarded-for" and v)
+        if any(forwarded) or request.remote is None:
             return False
         try:
             ip = ipaddress.ip_address(request.remote[0])

@@ -51,6 +51,9 @@ SERVER_KEY_LEN: Final = len(MAGIC) + KEY_LEN
 # derp_client.go recvServerKey reads at most this much and ignores the tail.
 MAX_SERVER_KEY_LEN: Final = 1024
 
+# Kept as long as the connection: not all of the 256 KiB that fit in the frame.
+MAX_APP_NAME_LEN: Final = 64  # characters
+
 MIN_CLIENT_INFO_LEN: Final = KEY_LEN + NONCE_LEN
 
 _INT64: Final = range(-(1 << 63), 1 << 63)  # Go's int
@@ -69,7 +72,7 @@ class ClientInfo:
         can_ack_pings: The client answers Ping. Also the sign by which a relay
             knows a client that stands frames newer than itself.
         is_prober: A monitoring client.
-        app_name: A label for statistics.
+        app_name: A label for statistics; a relay keeps 64 characters of it.
     """
 
     version: int = PROTOCOL_VERSION
@@ -188,7 +191,7 @@ def decode_client_info(
         mesh_key=_mesh_key(fields),
         can_ack_pings=_field(fields, "canackpings", bool, False),
         is_prober=_field(fields, "isprober", bool, False),
-        app_name=_field(fields, "appname", str, ""),
+        app_name=_field(fields, "appname", str, "")[:MAX_APP_NAME_LEN],
     )
 
 

@@ -58,6 +58,11 @@ MAX_MESSAGE_LEN: Final = 32_000
 # RFC 6455 7.4.1.
 CLOSE_NORMAL: Final = 1000
 CLOSE_UNSUPPORTED_DATA: Final = 1003
+
+# Control frames and fragments in one read; whole messages are not counted. A
+# frame of six bytes costs wsproto tens of microseconds, so a megabyte of them
+# would be seconds. No client of DERP sends more than a few.
+MAX_SMALL_FRAMES: Final = 256
 CLOSE_POLICY_VIOLATION: Final = 1008
 
 # websocket.go: the reason that goes with 1008.
@@ -151,6 +156,7 @@ class WebsocketStream:
         if self._held:
             data, self._held = self._held + data, b""
         chunks: list[bytes] = []
+        fed = 0
         position, end = 0, len(data)
         while position < end and not self.closed:
             if not self._frame_left:
@@ -179,6 +185,9 @@ class WebsocketStream:
             piece = data[position : position + self._frame_left]
             self._frame_left -= len(piece)
             position += len(piece)
+            fed += 1
+            if fed > MAX_SMALL_FRAMES:
+                raise self._fail(CLOSE_POLICY_VIOLATION, "too many small frames")
             self._feed(piece, chunks)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

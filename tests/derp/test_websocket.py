@@ -14,6 +14,7 @@ from tailnet.derp.websocket import (
     CLOSE_POLICY_VIOLATION,
     CLOSE_UNSUPPORTED_DATA,
     MAX_MESSAGE_LEN,
+    MAX_SMALL_FRAMES,
     MUST_SPEAK_DERP,
     WebsocketAnswer,
     WebsocketStream,
@@ -545,3 +546,20 @@ def test_handshake_of_both_ends() -> None:
     assert head is not None
     check_websocket_response(head, key)
     assert client.receive_data(head.rest) == b"ServerKey"
+
+
+@pytest.mark.parametrize("frame", ["8980", "8a80", "0280"])
+def test_flood_of_small_frames_is_cut_short(frame: str) -> None:
+    """A megabyte of them took seconds, in which nobody else was served."""
+    stream = WebsocketStream(server=True)
+    small = bytes.fromhex(frame) + bytes(4)
+    if frame == "0280":  # fragments of one message that never ends
+        rest = bytes.fromhex("0080") + bytes(4)
+        flood = small + rest * MAX_SMALL_FRAMES
+    else:
+        stream.receive_data(small * MAX_SMALL_FRAMES)
+        stream.data_to_send()
+        flood = small * (MAX_SMALL_FRAMES + 1)
+    with pytest.raises(RemoteProtocolError, match="too many small frames"):
+        stream.receive_data(flood)
+    assert b"\x03\xf0too many small frames" in stream.data_to_send()

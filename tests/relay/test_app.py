@@ -13,9 +13,11 @@ from typing import ClassVar
 
 import pytest
 import trio
+import trio.testing
 
 from relay.app import Relay, open_relay
 from relay.config import ListenAddress, Settings, load_settings
+from relay.derp.pure_switch import PureSwitch
 from relay.derp.session import Newcomer
 from tailnet import NodePrivate, open_derp_client
 from tailnet.derp.derpmap import DERPNode
@@ -192,3 +194,22 @@ async def test_admission_by_url(tmp_path: Path) -> None:
         server.server_close()
     expected = {"NodePublic": str(key.public()), "Source": "127.0.0.1"}
     assert Controller.asked[0] == expected
+
+
+async def test_draining_has_one_deadline(
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half-open connections and full queues took twice the time together."""
+
+    async def never(_switch: PureSwitch) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(PureSwitch, "wait_flushed", never)
+    async with open_relay(settings(tmp_path, "-drain-timeout", "5s")) as relay:
+        half_open = socket.create_connection(relay.addresses["derp"])
+        await trio.testing.wait_all_tasks_blocked()
+        started = trio.current_time()
+    half_open.close()
+    assert trio.current_time() - started == 5

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog.testing
+
+from relay.__main__ import _log_unraisable
 
 TIMEOUT = 30
 
@@ -117,3 +120,17 @@ def test_json_log_and_sighup(tmp_path: Path) -> None:
         assert line["level"] == "error"
         program.send_signal(signal.SIGTERM)
         assert program.wait(TIMEOUT) == 0
+
+
+def test_what_nobody_can_catch_goes_to_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server name that is not ASCII made a bare traceback on stderr."""
+
+    class Broken:
+        def __del__(self) -> None:
+            b"\xff".decode("ascii")
+
+    monkeypatch.setattr(sys, "unraisablehook", _log_unraisable)
+    with structlog.testing.capture_logs() as lines:
+        Broken()
+    [line] = lines
+    assert (line["event"], line["log_level"]) == ("unraisable exception", "debug")

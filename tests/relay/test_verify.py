@@ -201,3 +201,27 @@ async def test_over_a_real_connection() -> None:
                     assert await admit(newcomer) is None
         nursery.cancel_scope.cancel()
     assert connections == 1
+
+
+async def test_waiting_for_a_connection_is_no_fault_of_the_controller(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a crowd could fill our own connections, and be let in for that."""
+    monkeypatch.setattr("relay.verify.MAX_CONNECTIONS", 2)
+    answers: list[str | None] = []
+
+    async def slow(_request: httpx2.Request) -> httpx2.Response:
+        await trio.sleep(TIMEOUT - 1)
+        return httpx2.Response(200, content=b'{"Allow":false}')
+
+    async with open_url_admission(
+        URL, is_fail_open=True, transport=httpx2.MockTransport(slow)
+    ) as admit:
+
+        async def come() -> None:
+            answers.append(await admit(Newcomer(KEY, ClientInfo(), REMOTE)))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(come)
+    assert answers == ["admission controller: no"] * 6

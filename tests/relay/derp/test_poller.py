@@ -45,3 +45,16 @@ def test_at_most_so_many_at_once(poller: Poller) -> None:
     for near, far in pairs:
         near.close()
         far.close()
+
+
+def test_everybody_has_a_turn(poller: Poller) -> None:
+    """Though all of them are always ready, and few are taken at once."""
+    pairs = [socket.socketpair() for _ in range(7)]
+    for near, far in pairs:
+        poller.register(near.fileno(), READABLE)
+        far.send(b"x")
+    seen = [fd for _ in range(7) for fd, _ in poller.poll(0, 3)]
+    assert sorted(seen) == sorted([near.fileno() for near, _ in pairs] * 3)
+    for near, far in pairs:
+        near.close()
+        far.close()

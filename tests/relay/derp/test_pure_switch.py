@@ -227,3 +227,22 @@ async def test_other_pollers_carry_packets_too() -> None:
         assert b.packets() == [b"hello"]
         nursery.cancel_scope.cancel()
     rig.close()
+
+
+async def test_turn_that_ends_early_goes_on_where_it_was(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first in line must not be the only one that is ever served."""
+    monkeypatch.setattr("relay.derp.pure_switch.TURN_TIME", -1.0)
+    hub = await rig.join("hub")
+    peers = [await rig.join(f"peer {i}") for i in range(8)]
+    for number in range(3):
+        for peer in peers:
+            peer.send_packet(hub, bytes([number]))
+        if number == 1:
+            peers[3].close()
+        await rig.settle()
+        packets = [f for f in hub.received() if isinstance(f, RecvPacket)]
+        assert {p.src for p in packets} == {p.key for p in peers}
+        if number == 1:
+            del peers[3]

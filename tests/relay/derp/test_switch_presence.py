@@ -12,7 +12,6 @@ import random
 import pytest
 import trio
 
-from relay.derp.switch import DropReason
 from tailnet.derp.frames import (
     PeerGone,
     PeerGoneReason,
@@ -166,7 +165,6 @@ async def test_six_silent_ones_leave_in_any_order(rig: Rig) -> None:
                 assert await active(rig, *peers) in peers
     assert duplicates(rig)[:2] == (0, 0)
     assert sum(rig.counters.packets_dropped.values()) == 0
-    assert DropReason.DUP_CLIENT
 
 
 async def test_duplicates_are_the_model(rig: Rig) -> None:
@@ -330,7 +328,7 @@ async def test_a_crowd_leaves_together(rig: Rig) -> None:
     frames = survivor.received()
     assert frames[:12] == [RecvPacket(p.key, disco()) for p in crowd]
     assert len(frames) == 12 + 11
-    assert all(gone(peer) in frames[12:] for peer in crowd[:-1])
+    assert set(frames[12:]) == {gone(peer) for peer in crowd[:-1]}
     assert rig.counters.clients == 1
 
 

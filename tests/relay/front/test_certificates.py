@@ -14,6 +14,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtensionOID
 
 from relay.front.certificates import (
     Certificates,
@@ -347,3 +348,21 @@ def test_meta_certificate_is_of_this_relay(tmp_path: Path) -> None:
     other = NodePublic(bytes(31) + b"\x01")
     context = Certificates.load(tmp_path, "127.0.0.1", other).current()
     assert common_name(Client(context, None).chain()[-1]) == "derpkey" + other.hex
+
+
+def test_every_way_of_being_broken_is_a_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all are ValueErrors; one of the others ended the relay at SIGHUP."""
+    certificates = Certificates.load(
+        tmp_path, "127.0.0.1", NodePrivate.generate().public()
+    )
+    before = certificates.current()
+
+    def broken(_leaf: object) -> None:
+        raise x509.DuplicateExtension("twice", ExtensionOID.KEY_USAGE)
+
+    monkeypatch.setattr("relay.front.certificates._names", broken)
+    with pytest.raises(ConfigError, match="twice"):
+        certificates.reload()
+    assert certificates.current() is before

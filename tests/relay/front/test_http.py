@@ -6,6 +6,7 @@ import pytest
 
 from relay.front.http import (
     MAX_BODY_LEN,
+    MAX_BODY_PIECES,
     HttpError,
     HttpReader,
     RequestHead,
@@ -153,3 +154,20 @@ def test_switching_protocols() -> None:
     assert encode_switch([("Upgrade", "websocket")]) == (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
     )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n",
+        b"POST / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n",
+    ],
+)
+def test_two_lengths_end_the_connection(head: bytes) -> None:
+    request = read(head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    assert request is None or not request.keep_alive
+
+
+def test_body_in_many_small_chunks_is_refused() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert refused(head + b"1\r\nx\r\n" * (MAX_BODY_PIECES + 1)).status == 413

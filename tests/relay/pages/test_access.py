@@ -49,6 +49,9 @@ def test_by_address(ip: str | None, allowed: bool) -> None:
 def test_forwarded_requests_are_refused_whoever_sends_them() -> None:
     forwarded = ((b"x-forwarded-for", b"127.0.0.1"),)
     assert not DebugAccess().allows(request("127.0.0.1", headers=forwarded))
+    # A proxy that adds a line of its own, behind an empty one of the client.
+    both = ((b"x-forwarded-for", b""), *forwarded)
+    assert not DebugAccess().allows(request("127.0.0.1", headers=both))
     assert DebugAccess().allows(request("127.0.0.1", headers=((b"via", b"x"),)))
 
 
