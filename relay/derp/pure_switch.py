@@ -87,6 +87,7 @@ class PureSwitch:
             beyond it the fullest queue drops its oldest.
         jitter: Returns a random number in [0, 1), for KeepAlive.
         poller: Watches the sockets; None for the quickest there is.
+        turn_time: Seconds after which a turn ends early.
     """
 
     name = "python"
@@ -98,10 +99,12 @@ class PureSwitch:
         queue_total: int = 1 << 30,
         jitter: Callable[[], float] = random.random,
         poller: Poller | None = None,
+        turn_time: float = TURN_TIME,
     ) -> None:
         self._limits = limits or Limits()
         self._queue_total = queue_total
         self._jitter = jitter
+        self._turn_time = turn_time
         self.counters = Counters()
         # Of the current turn. One look at the clock serves a whole batch.
         self.now = 0.0
@@ -348,7 +351,7 @@ class PureSwitch:
 
     def _turn(self) -> None:
         self.now = trio.current_time()
-        end = perf_counter() + TURN_TIME
+        end = perf_counter() + self._turn_time
         for _ in range(ROUNDS_PER_TURN):
             ready = self._ready or self._poller.poll(0, SOCKETS_PER_TURN)
             taken = self._read_round(ready, end)

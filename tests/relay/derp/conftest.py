@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
@@ -34,7 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def make_pure(
     *, limits: Limits, queue_total: int, jitter: Callable[[], float]
 ) -> Switch:
-    return PureSwitch(limits=limits, queue_total=queue_total, jitter=jitter)
+    # Turns of any length: what happens is not to depend on the machine.
+    return PureSwitch(
+        limits=limits, queue_total=queue_total, jitter=jitter, turn_time=math.inf
+    )
 
 
 IMPLEMENTATIONS: dict[str, MakeSwitch] = {"python": make_pure}

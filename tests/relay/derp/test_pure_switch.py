@@ -229,11 +229,18 @@ async def test_other_pollers_carry_packets_too() -> None:
     rig.close()
 
 
-async def test_turn_that_ends_early_goes_on_where_it_was(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_turn_that_ends_early_goes_on_where_it_was() -> None:
     """The first in line must not be the only one that is ever served."""
-    monkeypatch.setattr("relay.derp.pure_switch.TURN_TIME", -1.0)
+    switch = PureSwitch(turn_time=-1.0)
+    rig = Rig(switch)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(switch.run)
+        await talk_to_hub(rig)
+        nursery.cancel_scope.cancel()
+    rig.close()
+
+
+async def talk_to_hub(rig: Rig) -> None:
     hub = await rig.join("hub")
     peers = [await rig.join(f"peer {i}") for i in range(8)]
     for number in range(3):
