@@ -166,8 +166,8 @@ async def test_books_balance_whatever_a_crowd_does(
         accepted = rig.counters.accepts
         # How much the kernel holds of a socket decides what is dropped when;
         # that something is, shows that the crowd was one.
-        dropped = rig.counters.packets_dropped
-        assert sum(dropped[DropReason.QUEUE_HEAD, kind] for kind in PacketKind) > 0
+        drops = rig.counters.packets_dropped
+        assert sum(drops[DropReason.QUEUE_HEAD, kind] for kind in PacketKind) > 0
         for peer in rig.peers:
             peer.close()
         await rig.settle()
