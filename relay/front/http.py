@@ -112,7 +112,8 @@ class HttpReader:
                         return self._take_head(keep_alive=False)
                 elif isinstance(event, h11.Data):
                     self._body_len += len(event.data)
-                    self._pieces += 1
+                    # How TCP cuts a body up is not the client's choice.
+                    self._pieces += event.chunk_start
                     if self._body_len > MAX_BODY_LEN or self._pieces > MAX_BODY_PIECES:
                         raise HttpError(413, "a longer body than any route takes")
                 elif isinstance(event, h11.EndOfMessage):

@@ -171,3 +171,18 @@ def test_two_lengths_end_the_connection(head: bytes) -> None:
 def test_body_in_many_small_chunks_is_refused() -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert refused(head + b"1\r\nx\r\n" * (MAX_BODY_PIECES + 1)).status == 413
+
+
+def test_body_may_come_in_any_pieces() -> None:
+    """Segments were counted as chunks: a 413 for a body of 65 bytes."""
+    length = MAX_BODY_PIECES * 2
+    for head, body in (
+        (f"Content-Length: {length}", b"x" * length),
+        ("Transfer-Encoding: chunked", b"80\r\n" + b"x" * 0x80 + b"\r\n0\r\n\r\n"),
+    ):
+        reader = HttpReader()
+        reader.receive_data(f"POST / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode())
+        for byte in body:
+            assert reader.next_request() is None
+            reader.receive_data(bytes([byte]))
+        assert reader.next_request() is not None
