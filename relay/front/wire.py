@@ -65,15 +65,17 @@ class Wire:
         if self._early:
             data, self._early = self._early, b""
             return data
+        tls = self.tls
         while True:
+            if tls is not None and tls.closed:
+                return b""
             data = await self._receive_raw()
-            tls = self.tls
             if tls is None or not data:
                 return data
             data = tls.feed(data)
             if tls.pending:
                 await self._send_raw(tls.take())
-            if data or tls.closed:
+            if data:
                 return data
 
     async def send(self, data: bytes) -> None:

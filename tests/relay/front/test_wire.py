@@ -132,3 +132,23 @@ async def test_silence_can_be_cancelled(autojump_clock: trio.testing.MockClock) 
             await wire.receive()
         assert scope.cancelled_caught
         wire.close()
+
+
+@pytest.mark.parametrize("last", [b"", b"last"])
+async def test_goodbye_with_the_end_of_the_handshake(
+    autojump_clock: trio.testing.MockClock, last: bytes
+) -> None:
+    """It was forgotten, and the wire waited for more until the deadline."""
+    wire, far = pair(tls=True)
+    client = TlsClient()
+    with far, trio.fail_after(5):
+        far.sendall(client.handshake())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wire.start_tls)
+            await trio.testing.wait_all_tasks_blocked()
+            finished = client.handshake(far.recv(1 << 16))
+            far.sendall(finished + client.encode(last) + client.close())
+        if last:
+            assert await wire.receive() == last
+        assert await wire.receive() == b""
+        wire.close()
