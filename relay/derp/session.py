@@ -14,6 +14,7 @@ from typing import TypeAlias
 import structlog
 
 from relay.derp.switch import Hello, Switch
+from relay.front.tls import TlsError
 from relay.front.wire import Wire
 from tailnet.derp.frames import (
     MAX_CLIENT_INFO_LEN,
@@ -142,6 +143,9 @@ class DerpService:
             if websocket is not None and websocket.pending:
                 await wire.send(websocket.data_to_send())
             return
+        except (OSError, TlsError):
+            self.statistics.failed += 1
+            raise
         bound = bound.bind(key=newcomer.key.short)
         for admit in self.admission:
             refusal = await admit(newcomer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -212,6 +213,43 @@ async def test_hanging_up_is_a_failure(autojump_clock: trio.testing.MockClock) -
     trial.far.shutdown(socket.SHUT_WR)
     assert await trial.run()
     assert trial.service.statistics.failed == 1
+    trial.close()
+
+
+async def test_reset_is_a_failure_too(autojump_clock: trio.testing.MockClock) -> None:
+    """Only hanging up politely was counted."""
+    trial = Trial()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    near.setblocking(False)
+    trial.wire.close()
+    trial.wire = Wire(near, None)
+    # No lingering: close() sends a reset.
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    with pytest.raises(ConnectionError):
+        await trial.run()
+    assert trial.service.statistics.failed == 1
+    trial.wire.close()
+    trial.close()
+
+
+async def test_bug_in_admission_lets_nobody_in(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def broken(_newcomer: Newcomer) -> str | None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError("a bug in admission")
+
+    trial = Trial(admission=[broken])
+    with pytest.raises(ZeroDivisionError):  # the front logs it
+        await trial.run(client_info())
+    assert trial.switch.adopted == []
+    assert trial.service.statistics.admitted == 0
+    trial.wire.close()
+    trial.greeting()
+    assert trial.far.recv(9) == b""
     trial.close()
 
 
