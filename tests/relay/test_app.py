@@ -21,7 +21,13 @@ from relay.derp.pure_switch import PureSwitch
 from relay.derp.session import Newcomer
 from tailnet import NodePrivate, open_derp_client
 from tailnet.derp.derpmap import DERPNode
-from tailnet.derp.frames import RecvPacket
+from tailnet.derp.frames import (
+    FrameBuffer,
+    FrameType,
+    RecvPacket,
+    encode_send_packet,
+)
+from tailnet.derp.handshake import ClientInfo, encode_client_info
 from tailnet.errors import ConfigError
 from tailnet.stun.messages import decode_binding_response, encode_binding_request
 
@@ -79,28 +85,56 @@ async def test_packets_pages_and_stun(tmp_path: Path, tls: bool) -> None:
             assert ("http" in relay.addresses) == tls
 
 
+async def join(relay: Relay, key: NodePrivate) -> trio.SocketStream:
+    """Connect a client that from then on reads only when the test says so."""
+    sock = trio.socket.socket()
+    # Little fits into the kernel: the rest waits in the relay.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await sock.connect(relay.addresses["derp"])
+    stream = trio.SocketStream(sock)
+    admitted = relay.derp.statistics.admitted
+    await stream.send_all(
+        b"GET /derp HTTP/1.1\r\nHost: a\r\nUpgrade: DERP\r\n\r\n"
+        + encode_client_info(key, relay.derp.public_key, ClientInfo())
+    )
+    while relay.derp.statistics.admitted == admitted:
+        await trio.sleep(0.001)
+    return stream
+
+
 async def test_stopping_delivers_what_is_queued(tmp_path: Path) -> None:
+    packet, count = bytes(60_000), 200
+    a, b = NodePrivate.generate(), NodePrivate.generate()
+    got = 0
+
+    async def read_late(relay: Relay, stream: trio.SocketStream) -> None:
+        nonlocal got
+        await relay.wait_stopping()
+        frames = FrameBuffer()
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += await stream.receive_some()
+        frames.receive_data(head.partition(b"\r\n\r\n")[2])
+        while data := await stream.receive_some(1 << 16):
+            frames.receive_data(data)
+            while (frame := frames.next_frame()) is not None:
+                got += frame.type == FrameType.RECV_PACKET
+
+    wanted = settings(tmp_path, "-queue-bytes", str(64 << 20))
     with trio.fail_after(30):
-        a, b = NodePrivate.generate(), NodePrivate.generate()
-        async with open_relay(settings(tmp_path)) as relay:
-            nodes = [node(relay)]
-            async with (
-                open_derp_client(a, nodes) as sender,
-                open_derp_client(b, nodes) as receiver,
-            ):
-                await sender.wait_connected()
-                await receiver.wait_connected()
-                for _ in range(200):
-                    await sender.send(b.public(), bytes(1000))
-                await sender.flush()
-                got = 0
-                async for event in receiver:
-                    got += isinstance(event, RecvPacket)
-                    if got == 200:
-                        break
-                relay.stop()
-                assert relay.is_stopping
-                await relay.wait_stopping()
+        async with trio.open_nursery() as nursery, open_relay(wanted) as relay:
+            sender, receiver = await join(relay, a), await join(relay, b)
+            await sender.send_all(encode_send_packet(b.public(), packet) * count)
+            while relay.switch.statistics().packets_received < count:
+                await trio.sleep(0.001)
+            # Else there would be nothing to deliver.
+            assert relay.switch.statistics().queued_bytes > len(packet)
+            nursery.start_soon(read_late, relay, receiver)
+            relay.stop()
+            assert relay.is_stopping
+        await sender.aclose()
+        await receiver.aclose()
+    assert got == count
 
 
 async def test_wrong_settings_are_one_error(tmp_path: Path) -> None:

@@ -122,6 +122,22 @@ def test_json_log_and_sighup(tmp_path: Path) -> None:
         assert program.wait(TIMEOUT) == 0
 
 
+def test_second_sigterm_does_not_wait(tmp_path: Path) -> None:
+    port = free_port()
+    flags = ("-a", f"127.0.0.1:{port}", "-drain-timeout", "60s")
+    with running(tmp_path, *flags) as program:
+        read_until(program, "tailnet-relay ready")
+        # Half-open, so that the first signal has something to wait for.
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+            sock.sendall(b"GET /derp HTTP/1.1\r\nHost: a\r\nUpgrade: DERP\r\n\r\n")
+            assert sock.recv(9) == b"HTTP/1.1 "
+            program.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                program.wait(0.3)
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(5) == 0
+
+
 def test_what_nobody_can_catch_goes_to_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server name that is not ASCII made a bare traceback on stderr."""
 

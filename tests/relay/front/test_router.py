@@ -231,14 +231,31 @@ async def test_ten_seconds_from_accept_to_adoption(
     left = iter(drip)
     async with trio.open_nursery() as nursery:
         front = make(tls=tls)
-        slow, quick = Client(front, nursery), Client(make(), nursery)
+        slow = Client(front, nursery)
         if first:
             await slow.ask(first)
         took = await slow.time_until_closed(
             lambda: bytes([next(left, 0)]) if drip else b""
         )
         assert took == HANDSHAKE_TIMEOUT
-        quick.sock.close()
+
+
+@pytest.mark.parametrize("name", [n for n, (tls, _, _) in DRIPS.items() if not tls])
+async def test_slow_clients_delay_nobody(
+    autojump_clock: trio.testing.MockClock, name: str
+) -> None:
+    _, first, drip = DRIPS[name]
+    async with trio.open_nursery() as nursery:
+        front = make()
+        slow = [Client(front, nursery) for _ in range(20)]
+        for client in slow:
+            client.sock.sendall((first + drip[:1]) or b"G")
+        started = trio.current_time()
+        quick = Client(front, nursery)
+        assert (await quick.ask(GET)).endswith(b"GET /page")
+        assert trio.current_time() == started
+        for client in (*slow, quick):
+            client.sock.close()
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -44,6 +44,15 @@ def test_handshake_byte_by_byte() -> None:
     assert server.feed(client.encode(b"x")) == b"x"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_records_byte_by_byte(version: ssl.TLSVersion) -> None:
+    server, client = tls_pair(version)
+    for data in (b"x", b"y" * 300):
+        *first, last = client.encode(data)
+        assert all(server.feed(bytes([byte])) == b"" for byte in first)
+        assert server.feed(bytes([last])) == data
+
+
 def test_large_write_becomes_records() -> None:
     server, client = tls_pair()
     data = bytes(range(256)) * 1024
@@ -73,11 +82,20 @@ def test_plain_http_has_a_reason_of_its_own() -> None:
     assert caught.value.args == ("HTTP_REQUEST",)
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 50, b"\x16\x03\x01\xff\xff" + b"x" * 50])
-def test_garbage_is_an_error(garbage: bytes) -> None:
+@pytest.mark.parametrize(
+    ("garbage", "alert"),
+    [
+        (b"\0" * 50, b""),  # no TLS at all: OpenSSL has no words for it
+        (b"\x16\x03\x01\xff\xff" + b"x" * 50, b"\x15\x03\x03\0\2\2\x16"),
+        (b"\x16\x03\x01\0\5hello", b"\x15\x03\x03\0\2\2\x0a"),
+    ],
+    ids=["no TLS", "long record", "no hello"],
+)
+def test_garbage_is_an_error(garbage: bytes, alert: bytes) -> None:
     server = PureTls(server_context())
     with pytest.raises(TlsError):
         server.feed(garbage)
+    assert server.take() == alert
 
 
 def test_bad_record_is_an_error_with_an_alert() -> None:
