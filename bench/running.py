@@ -18,8 +18,14 @@ import trio
 from bench.figures import Side
 from bench.record import Run
 from bench.scenarios import TRANSFER_BYTES, Kind, Scenario
-from tests.interop.programs import POLL, ProgramError, run_program
-from tests.interop.relay_program import Relay, RelayKind, Security, open_relay
+from tests.interop.programs import ProgramError, run_program
+from tests.interop.relay_program import (
+    Relay,
+    RelayKind,
+    Security,
+    open_relay,
+    wait_listening,
+)
 from tests.interop.tailcat import DamagedFileError, Tailcat, make_file, send_file
 from tools.install_peers import SYSTEM_PATH, cache_dir
 
@@ -27,7 +33,6 @@ __all__ = ("LoaderError", "NoCargoError", "Tools", "build_loader", "run_once")
 
 CRATE: Final = Path(__file__).resolve().parent / "loader"
 RUN_TIMEOUT: Final = 120.0  # seconds
-START_TIMEOUT: Final = 30.0  # seconds
 
 # Which relay of tests/interop a side is.
 RELAYS: Final = {Side.OURS: RelayKind.OURS, Side.DERPER: RelayKind.DERPER}
@@ -132,7 +137,7 @@ async def _load(
         flags=("-stun=false",),
         wrapper=wrapper,
     ) as relay:
-        await _wait_listening(relay)
+        await wait_listening(relay)
         done = await run_program(
             tools.loader,
             *arguments,
@@ -177,16 +182,3 @@ async def _transfer(
             "packets_relayed": counters["derp_packets_sent"],
             "packets_dropped": sum(dropped.values()),
         }
-
-
-async def _wait_listening(relay: Relay) -> None:
-    """Wait for the socket: derper says "serving" just before it listens."""
-    with trio.fail_after(START_TIMEOUT):
-        while True:
-            try:
-                stream = await trio.open_tcp_stream(relay.host, relay.port)
-            except OSError:
-                await trio.sleep(POLL)
-            else:
-                await stream.aclose()
-                return

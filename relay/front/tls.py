@@ -30,7 +30,6 @@ class TlsConnection(Protocol):
 
     ready: bool  # the handshake is done
     closed: bool  # the peer has sent close_notify: no more plaintext
-    sni: str | None
 
     @property
     def version(self) -> str | None:
@@ -66,7 +65,7 @@ class TlsConnection(Protocol):
 class PureTls:
     """:class:`TlsConnection` on the standard library's ``ssl.SSLObject``."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "closed", "ready", "sni")
+    __slots__ = ("_incoming", "_object", "_outgoing", "closed", "ready")
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming = ssl.MemoryBIO()
@@ -76,7 +75,6 @@ class PureTls:
         )
         self.ready = False
         self.closed = False
-        self.sni: str | None = None
 
     @property
     def version(self) -> str | None:

@@ -42,6 +42,7 @@ __all__ = (
     "careless_tls",
     "derp_map_of",
     "open_relay",
+    "wait_listening",
 )
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -260,11 +261,11 @@ async def open_relay(
                 # It makes its certificate only after that line.
                 await running.wait_log("sha256-raw:", timeout=START_TIMEOUT)
             if not wrapper:
-                await _wait_listening(relay)
+                await wait_listening(relay)
         yield relay
 
 
-async def _wait_listening(relay: Relay) -> None:
+async def wait_listening(relay: Relay) -> None:
     """Wait for derper's socket: it says "serving" just before it listens."""
     with trio.fail_after(START_TIMEOUT):
         while True:
