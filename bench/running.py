@@ -20,7 +20,6 @@ from bench.record import Run
 from bench.scenarios import TRANSFER_BYTES, Kind, Scenario
 from tests.interop.programs import ProgramError, run_program
 from tests.interop.relay_program import (
-    Relay,
     RelayKind,
     Security,
     open_relay,
