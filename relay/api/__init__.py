@@ -1,0 +1,1 @@
+"""The coordinator's HTTP API: one file for each family of endpoints."""
