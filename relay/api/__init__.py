@@ -1,1 +1,1 @@
-"""The coordinator's HTTP API: one file for each family of endpoints."""
+"""The HTTP API of the coordinator, one file a family of routes."""
