@@ -295,6 +295,10 @@ def _judge_origin(request: Request) -> WebsocketAnswer | None:
         )
     if theirs.lower() == host.lower():
         return None
+    if not theirs:
+        return WebsocketAnswer(
+            403, text=f'request Origin "{origin}" is not a valid URL with a host'
+        )
     return WebsocketAnswer(
         403, text=f'request Origin "{theirs}" is not authorized for Host "{host}"'
     )
