@@ -61,6 +61,7 @@ async def open_ports(
     Yields:
         A nursery for services that go on until everything is drained.
     """
+    ports = list(ports)
     async with trio.open_nursery() as services:
         services.start_soon(switch.run)
         services.start_soon(_watch_events, switch)
@@ -78,6 +79,8 @@ async def open_ports(
             yield services
             stop()
             acceptors.cancel_scope.cancel()
+            for port in ports:
+                port.front.drain()
             end = trio.current_time() + drain_timeout
             sessions.cancel_scope.deadline = end
         with trio.move_on_at(end):

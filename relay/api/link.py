@@ -235,6 +235,7 @@ def accept_websocket(
     if judged.status != 101:
         refusal = go_error(judged.status, judged.text)
         return replace(refusal, headers=(*judged.text_headers(), *refusal.headers))
+    path = request.path  # the rest of the request is not kept
     switch = encode_switch((*judged.text_headers(), *headers))
 
     async def run(wire: Wire, rest: bytes) -> None:
@@ -244,7 +245,7 @@ def accept_websocket(
             try:
                 await serve(link)
             except (OSError, RemoteProtocolError) as exc:
-                log.info("a websocket broke", path=request.path, reason=str(exc))
+                log.info("a websocket broke", path=path, reason=str(exc))
             await link.aclose()
         await wire.linger()
 

@@ -75,3 +75,34 @@ async def test_sessions_that_do_not_end_are_ended(
             left = trio.current_time()
     assert trio.current_time() - left == 5
     client.close()
+
+
+async def test_who_is_between_two_requests_holds_nothing_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def answer(request: Request) -> Response:
+        await trio.sleep(1)
+        return Response(200)
+
+    get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        front = Front(derp=None, pages=answer)
+        async with open_ports([Port(listener, front)], PureSwitch(), 60, lambda: None):
+            silent, between, asking, half = (
+                socket.create_connection(listener.getsockname()) for _ in range(4)
+            )
+            between.sendall(get)
+            await trio.sleep(2)
+            assert between.recv(12) == b"HTTP/1.1 200"
+            asking.sendall(get)
+            half.sendall(get[:-2])
+            await trio.testing.wait_all_tasks_blocked()
+            left = trio.current_time()
+            half.sendall(get[-2:])
+        assert trio.current_time() - left <= 1
+        for client in asking, half:
+            assert b"\r\nConnection: close\r\n" in client.recv(1000)
+            assert client.recv(1) == b""
+    for client in silent, between, asking, half:
+        client.close()
