@@ -9,8 +9,9 @@ The meta certificate (``derpserver.go``, ``initMetacert``) goes at the end of
 every chain. It is signed by nobody who matters: its common name tells clients
 the relay's key before the first byte of HTTP, which saves them a round trip.
 
-API: :meth:`Certificates.load` or ``from_files`` at start, :meth:`Certificates.current` for each
-connection, :meth:`Certificates.reload` when told that the files have changed.
+API: :meth:`Certificates.load` or ``from_files`` at start,
+:meth:`Certificates.current` for each connection, :meth:`Certificates.reload`
+when told that the files have changed.
 """
 
 from __future__ import annotations
