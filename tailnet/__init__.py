@@ -43,6 +43,7 @@ from tailnet.derp.frames import (
 )
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
+    AuthorizationError,
     ConfigError,
     ConnectError,
     DERPMapError,
@@ -51,8 +52,10 @@ from tailnet.errors import (
     NotConnectedError,
     ProtocolError,
     RemoteProtocolError,
+    ResumeTokenError,
     TailnetError,
     UnknownAttributesError,
+    VersionError,
 )
 from tailnet.keys import (
     DiscoPrivate,
@@ -63,6 +66,7 @@ from tailnet.keys import (
 )
 
 __all__ = (
+    "AuthorizationError",
     "ClientDropReason",
     "ClientInfo",
     "ClientLimits",
@@ -96,9 +100,11 @@ __all__ = (
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",
+    "ResumeTokenError",
     "ServerInfo",
     "TailnetError",
     "UnknownAttributesError",
+    "VersionError",
     "decode_derp_map",
     "encode_derp_map",
     "open_derp_client",
