@@ -9,6 +9,7 @@
     * :exc:`DERPMapError` -- a DERP map names something that cannot be
     * :exc:`ConnectError` -- a relay could not be reached, or refused us
     * :exc:`NotConnectedError` -- there is no connection to use right now
+    * :exc:`RpcError` -- the answer to a call is an error
     * :exc:`ConfigError` -- a setting is wrong; one line for the operator
 """
 
@@ -23,6 +24,7 @@ __all__ = (
     "NotConnectedError",
     "ProtocolError",
     "RemoteProtocolError",
+    "RpcError",
     "TailnetError",
     "UnknownAttributesError",
 )
@@ -78,6 +80,20 @@ class ConnectError(TailnetError):
 
 class NotConnectedError(TailnetError):
     """The operation needs a connection, and there is none at the moment."""
+
+
+class RpcError(TailnetError):
+    """A call was answered with an error, or is to be.
+
+    Attributes:
+        text: For people, and for some peers to match.
+        code: 0 for most; 12 is Unimplemented.
+    """
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
 
 
 class ConfigError(TailnetError):
