@@ -3,9 +3,10 @@
 How the library is layered, lowest first:
 
 - ``errors`` and ``keys`` know nothing of any protocol.
-- One folder per protocol (``derp``, ``stun``): bytes in and bytes out, no
+- One folder per protocol (``derp``, ``stun``, ``control``): bytes in and bytes out, no
   sockets, no clocks, no tasks. Both ends of each protocol live there.
-- ``derp/client.py`` puts the DERP protocol on trio sockets.
+- ``derp/client.py`` puts the DERP protocol on trio sockets; ``control/server.py``
+  and ``control/client.py`` put the control protocol on a websocket.
 - The relay program is the package ``relay`` beside this one; the library
   never imports it.
 
@@ -56,9 +57,13 @@ from tailnet.errors import (
     NotFoundError,
     ProtocolError,
     RemoteProtocolError,
+<<<<<<< HEAD
     ResumeTokenError,
     StoreError,
     StoreUnavailableError,
+=======
+    RpcError,
+>>>>>>> control
     TailnetError,
     UnknownAttributesError,
     VersionError,
@@ -110,7 +115,11 @@ __all__ = (
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",
+<<<<<<< HEAD
     "ResumeTokenError",
+=======
+    "RpcError",
+>>>>>>> control
     "ServerInfo",
     "StoreError",
     "StoreUnavailableError",
