@@ -57,13 +57,10 @@ from tailnet.errors import (
     NotFoundError,
     ProtocolError,
     RemoteProtocolError,
-<<<<<<< HEAD
     ResumeTokenError,
+    RpcError,
     StoreError,
     StoreUnavailableError,
-=======
-    RpcError,
->>>>>>> control
     TailnetError,
     UnknownAttributesError,
     VersionError,
@@ -115,11 +112,8 @@ __all__ = (
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",
-<<<<<<< HEAD
     "ResumeTokenError",
-=======
     "RpcError",
->>>>>>> control
     "ServerInfo",
     "StoreError",
     "StoreUnavailableError",

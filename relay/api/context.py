@@ -23,8 +23,15 @@ from tailnet.control.link import CLOSE_GOING_AWAY
 from tailnet.coordinator.resume import ResumeTokens
 from tailnet.coordinator.serve import CoordinatorService
 
-__all__ = ("VERSION_HEADER", "AgentSessions", "ApiContext", "ApiError", "ApiRequest", "Revisions",
-           "open_websocket")  # fmt: skip
+__all__ = (
+    "VERSION_HEADER",
+    "AgentSessions",
+    "ApiContext",
+    "ApiError",
+    "ApiRequest",
+    "Revisions",
+    "open_websocket",
+)
 
 # codersdk BuildVersionHeader: every answer says who gives it.
 VERSION_HEADER: Final = "X-Coder-Build-Version"
@@ -192,7 +199,8 @@ class ApiRequest:
             raise ApiError(
                 error_answer(
                     404,
-                    "Agent doesn't exist with that id, or you do not have access to it.",
+                    "Agent doesn't exist with that id, or you do not have access to "
+                    "it.",
                 )
             )
         return identity

@@ -32,7 +32,7 @@ log = structlog.get_logger("relay.api")
 
 # codersdk/workspacesdk: clients compare these word for word.
 UNSUPPORTED_VERSION: Final = "Unknown or unsupported API version"
-INVALID_RESUME_TOKEN: Final = "Invalid resume token"
+INVALID_RESUME_TOKEN: Final = "Invalid resume token"  # noqa: S105
 
 BROWSER_ONLY: Final = error_answer(
     409, "Non-browser connections are disabled for your deployment."
