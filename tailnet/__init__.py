@@ -44,15 +44,21 @@ from tailnet.derp.frames import (
 )
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
+    AlreadyExistsError,
     ConfigError,
     ConnectError,
     DERPMapError,
+    InUseError,
+    InvalidRecordError,
     KeyFormatError,
     LocalProtocolError,
     NotConnectedError,
+    NotFoundError,
     ProtocolError,
     RemoteProtocolError,
     RpcError,
+    StoreError,
+    StoreUnavailableError,
     TailnetError,
     UnknownAttributesError,
 )
@@ -65,6 +71,7 @@ from tailnet.keys import (
 )
 
 __all__ = (
+    "AlreadyExistsError",
     "ClientDropReason",
     "ClientInfo",
     "ClientLimits",
@@ -84,12 +91,15 @@ __all__ = (
     "DiscoPublic",
     "Disconnected",
     "Health",
+    "InUseError",
+    "InvalidRecordError",
     "KeyFormatError",
     "LocalProtocolError",
     "MeshKey",
     "NodePrivate",
     "NodePublic",
     "NotConnectedError",
+    "NotFoundError",
     "PeerGone",
     "PeerGoneReason",
     "PeerPresent",
@@ -100,6 +110,8 @@ __all__ = (
     "Restarting",
     "RpcError",
     "ServerInfo",
+    "StoreError",
+    "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
     "decode_derp_map",
