@@ -45,6 +45,7 @@ from tailnet.derp.frames import (
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
     AlreadyExistsError,
+    AuthorizationError,
     ConfigError,
     ConnectError,
     DERPMapError,
@@ -56,11 +57,13 @@ from tailnet.errors import (
     NotFoundError,
     ProtocolError,
     RemoteProtocolError,
+    ResumeTokenError,
     RpcError,
     StoreError,
     StoreUnavailableError,
     TailnetError,
     UnknownAttributesError,
+    VersionError,
 )
 from tailnet.keys import (
     DiscoPrivate,
@@ -72,6 +75,7 @@ from tailnet.keys import (
 
 __all__ = (
     "AlreadyExistsError",
+    "AuthorizationError",
     "ClientDropReason",
     "ClientInfo",
     "ClientLimits",
@@ -108,12 +112,14 @@ __all__ = (
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",
+    "ResumeTokenError",
     "RpcError",
     "ServerInfo",
     "StoreError",
     "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
+    "VersionError",
     "decode_derp_map",
     "encode_derp_map",
     "open_derp_client",

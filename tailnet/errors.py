@@ -8,6 +8,9 @@
     * :exc:`KeyFormatError` -- a text or file is not the key it should be
     * :exc:`DERPMapError` -- a DERP map names something that cannot be
     * :exc:`ConnectError` -- a relay could not be reached, or refused us
+    * :exc:`VersionError` -- a peer wants an API version that we do not speak
+    * :exc:`AuthorizationError` -- a peer asks the coordinator for too much
+    * :exc:`ResumeTokenError` -- a resume token is forged, expired or garbage
     * :exc:`NotConnectedError` -- there is no connection to use right now
     * :exc:`RpcError` -- the answer to a call is an error
     * :exc:`ConfigError` -- a setting is wrong; one line for the operator
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 __all__ = (
     "AlreadyExistsError",
+    "AuthorizationError",
     "ConfigError",
     "ConnectError",
     "DERPMapError",
@@ -34,11 +38,13 @@ __all__ = (
     "NotFoundError",
     "ProtocolError",
     "RemoteProtocolError",
+    "ResumeTokenError",
     "RpcError",
     "StoreError",
     "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
+    "VersionError",
 )
 
 
@@ -88,6 +94,24 @@ class DERPMapError(TailnetError, ValueError):
 
 class ConnectError(TailnetError):
     """A relay could not be reached, or turned us away."""
+
+
+class VersionError(TailnetError):
+    """A peer wants an API version that we do not speak.
+
+    The message is Coder's, for the peer to show.
+    """
+
+
+class AuthorizationError(TailnetError):
+    """A peer asks the coordinator for what it may not have.
+
+    The message is Coder's and goes to the peer, whose session ends.
+    """
+
+
+class ResumeTokenError(TailnetError):
+    """A resume token is forged, expired or garbage. The message quotes none."""
 
 
 class NotConnectedError(TailnetError):
