@@ -43,14 +43,20 @@ from tailnet.derp.frames import (
 )
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
+    AlreadyExistsError,
     ConfigError,
     ConnectError,
     DERPMapError,
+    InUseError,
+    InvalidRecordError,
     KeyFormatError,
     LocalProtocolError,
     NotConnectedError,
+    NotFoundError,
     ProtocolError,
     RemoteProtocolError,
+    StoreError,
+    StoreUnavailableError,
     TailnetError,
     UnknownAttributesError,
 )
@@ -63,6 +69,7 @@ from tailnet.keys import (
 )
 
 __all__ = (
+    "AlreadyExistsError",
     "ClientDropReason",
     "ClientInfo",
     "ClientLimits",
@@ -82,12 +89,15 @@ __all__ = (
     "DiscoPublic",
     "Disconnected",
     "Health",
+    "InUseError",
+    "InvalidRecordError",
     "KeyFormatError",
     "LocalProtocolError",
     "MeshKey",
     "NodePrivate",
     "NodePublic",
     "NotConnectedError",
+    "NotFoundError",
     "PeerGone",
     "PeerGoneReason",
     "PeerPresent",
@@ -97,6 +107,8 @@ __all__ = (
     "RemoteProtocolError",
     "Restarting",
     "ServerInfo",
+    "StoreError",
+    "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
     "decode_derp_map",

@@ -10,19 +10,31 @@
     * :exc:`ConnectError` -- a relay could not be reached, or refused us
     * :exc:`NotConnectedError` -- there is no connection to use right now
     * :exc:`ConfigError` -- a setting is wrong; one line for the operator
+    * :exc:`StoreError` -- the store did not do what it was asked to
+        * :exc:`StoreUnavailableError` -- it cannot be read or written just now
+        * :exc:`NotFoundError` -- there is no such user, workspace, agent or key
+        * :exc:`AlreadyExistsError` -- the name, id or token is taken
+        * :exc:`InUseError` -- it cannot go while something belongs to it
+        * :exc:`InvalidRecordError` -- a name or value breaks a rule
 """
 
 from __future__ import annotations
 
 __all__ = (
+    "AlreadyExistsError",
     "ConfigError",
     "ConnectError",
     "DERPMapError",
+    "InUseError",
+    "InvalidRecordError",
     "KeyFormatError",
     "LocalProtocolError",
     "NotConnectedError",
+    "NotFoundError",
     "ProtocolError",
     "RemoteProtocolError",
+    "StoreError",
+    "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
 )
@@ -82,3 +94,27 @@ class NotConnectedError(TailnetError):
 
 class ConfigError(TailnetError):
     """A setting is wrong. The message is one line and says what to do."""
+
+
+class StoreError(TailnetError):
+    """The store did not do what it was asked to; the message is one line."""
+
+
+class StoreUnavailableError(StoreError):
+    """The database cannot be reached, read or written; nothing was changed."""
+
+
+class NotFoundError(StoreError):
+    """There is no such user, workspace, agent or key."""
+
+
+class AlreadyExistsError(StoreError):
+    """The name, id or token is taken."""
+
+
+class InUseError(StoreError):
+    """It cannot be deleted while something belongs to it."""
+
+
+class InvalidRecordError(StoreError, ValueError):
+    """A name or value breaks a rule; the message says which."""
