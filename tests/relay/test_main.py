@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
-from relay.__main__ import _log_unraisable
+from relay.program import _log_unraisable
 
 TIMEOUT = 30
 
