@@ -22,6 +22,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from relay.api import agent_checks as checks
 from relay.api.agent_manifest import build_manifest
+from relay.api.context import ApiContext
 from relay.api.sub_agents import SubAgents
 from relay.api.tailnet_service import proto_derp_map
 from relay.api.unary import refuse, unary
@@ -32,7 +33,7 @@ from tailnet.control.proto import agent_pb2 as pb, tailnet_pb2
 from tailnet.control.session import Handler
 from tailnet.errors import InvalidRecordError, NotFoundError
 
-__all__ = ("AGENT_SERVICE", "REPORT_INTERVAL", "AgentService")
+__all__ = ("AGENT_SERVICE", "REPORT_INTERVAL", "AgentService", "agent_handlers")
 
 log = structlog.get_logger("relay.api")
 
@@ -49,9 +50,31 @@ COLLECTION_INTERVAL: Final = 10  # seconds
 MAX_LOGS_LEN: Final = 4 << 20
 
 
-def utc_now() -> datetime:
-    """The time of day, as the store wants it."""
+# Why the coordinator drops a peer.
+DELETED: Final = "the agent was deleted"
+
+
+def _utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def agent_handlers(
+    identity: AgentIdentity, context: ApiContext
+) -> Mapping[str, Handler]:
+    """A handler for every method of the service, by its full name.
+
+    Args:
+        identity: The agent that calls, as it was when it connected.
+        context: The rooms behind the API.
+    """
+    return AgentService(
+        identity,
+        context.store,
+        context.derp_maps,
+        disable_direct=context.settings.block_direct,
+        force_websockets=context.settings.derp_force_websockets,
+        removed=lambda agent_id: context.coordinator.remove_peer(agent_id, DELETED),
+    ).handlers()
 
 
 class AgentService:
@@ -77,7 +100,7 @@ class AgentService:
         disable_direct: bool,
         force_websockets: bool,
         removed: Callable[[UUID], None],
-        now: Callable[[], datetime] = utc_now,
+        now: Callable[[], datetime] = _utc_now,
         report_interval: float = REPORT_INTERVAL,
     ) -> None:
         self._id = identity.agent.id

@@ -20,25 +20,26 @@ import binascii
 import hmac
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import structlog
 import trio
 
 from relay.api.answers import error_answer, json_answer
-from relay.derp.session import Newcomer
+from relay.api.context import ApiRequest
+from relay.api.router import Auth, Route
+from relay.derp.session import Admission, Newcomer
 from relay.pages.page import Request, Response
-from tailnet.errors import ConfigError
+from tailnet.coordinator.serve import CoordinatorService
 from tailnet.keys import NodePublic
 
 __all__ = (
     "MAX_BODY_LEN",
     "PATIENCE",
+    "VERIFY_ROUTES",
     "CoordinatorAdmission",
-    "DerpVerifier",
-    "read_verify_token",
+    "coordinator_admission",
+    "verify",
 )
 
 log = structlog.get_logger("relay.api")
@@ -94,67 +95,46 @@ class CoordinatorAdmission:
         return "the coordinator does not know this node key"
 
 
-@dataclass(frozen=True, slots=True)
-class DerpVerifier:
-    """Answers ``POST /derp/verify``.
-
-    Attributes:
-        token: Of those who may ask. Without one nobody may.
-        knows: Whether a key is of a live peer, or of one lost lately.
-    """
-
-    token: str
-    knows: Callable[[NodePublic], bool]
-
-    def answer(self, request: Request, body: bytes) -> Response:
-        """Answer one request; ``body`` is the whole of it."""
-        if not self.token:
-            return error_answer(
-                404,
-                "Verification of DERP clients is off.",
-                "Start the server with --verify-token-file.",
-            )
-        if request.method != "POST":
-            answer = error_answer(405, "Method not allowed.")
-            return Response(
-                answer.status, (*answer.headers, ("Allow", "POST")), answer.body
-            )
-        if not hmac.compare_digest(
-            _given_token(request).encode("utf-8", "replace"), self.token.encode()
-        ):
-            answer = error_answer(
-                401, "The token of POST /derp/verify is missing or wrong."
-            )
-            challenge = ("WWW-Authenticate", 'Bearer realm="derp-verify"')
-            return Response(answer.status, (*answer.headers, challenge), answer.body)
-        if len(body) > MAX_BODY_LEN:
-            return error_answer(
-                413, "Request body too large.", f"The limit is {MAX_BODY_LEN} bytes."
-            )
-        try:
-            key, source = _parse_question(body)
-        except ValueError as exc:
-            return error_answer(400, "Request body must be valid JSON.", str(exc))
-        allow = self.knows(key)
-        log.debug("derp client verified", key=key.short, source=source, allow=allow)
-        return json_answer(200, {"Allow": allow})
+def coordinator_admission(coordinator: CoordinatorService) -> Admission:
+    """Who may use the relay of this process: peers of its coordinator."""
+    return CoordinatorAdmission(coordinator.knows_node_key)
 
 
-def read_verify_token(path: Path) -> str:
-    """Read the token file: its text without the white space around it.
+async def verify(request: ApiRequest) -> Response:
+    """``POST /derp/verify``."""
+    token = request.context.settings.verify_token
+    knows = request.context.coordinator.knows_node_key
+    return _answer(request.request, token or "", knows)
 
-    Raises:
-        ConfigError: There is no such file, or no usable token in it.
-    """
-    try:
-        token = path.read_text("utf-8").strip()
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"cannot read the token file {path}: {exc}") from exc
+
+VERIFY_ROUTES: Final = (Route("POST", "/derp/verify", verify, Auth.NONE),)
+
+
+def _answer(
+    request: Request, token: str, knows: Callable[[NodePublic], bool]
+) -> Response:
     if not token:
-        raise ConfigError(f"the token file {path} is empty")
-    if not (token.isascii() and token.isprintable()) or " " in token:
-        raise ConfigError(f"the token in {path} is not one word of printable ASCII")
-    return token
+        return error_answer(
+            404,
+            "Verification of DERP clients is off.",
+            "Start the server with --verify-token-file.",
+        )
+    given = _given_token(request).encode("utf-8", "replace")
+    if not hmac.compare_digest(given, token.encode()):
+        answer = error_answer(401, "The token is missing or wrong.")
+        challenge = ("WWW-Authenticate", 'Bearer realm="derp-verify"')
+        return Response(answer.status, (*answer.headers, challenge), answer.body)
+    if len(request.body) > MAX_BODY_LEN:
+        return error_answer(
+            413, "Request body too large.", f"The limit is {MAX_BODY_LEN} bytes."
+        )
+    try:
+        key, source = _parse_question(request.body)
+    except ValueError as exc:
+        return error_answer(400, "Request body must be valid JSON.", str(exc))
+    allow = knows(key)
+    log.debug("derp client verified", key=key.short, source=source, allow=allow)
+    return json_answer(200, {"Allow": allow})
 
 
 def _given_token(request: Request) -> str:

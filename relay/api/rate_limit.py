@@ -2,8 +2,8 @@
 
 Coder limits requests in a minute by user, or by address where there is no
 user, and by endpoint (coder ``coderd/httpmw/ratelimit.go``; its headers are
-those of ``go-chi/httprate``). Here the endpoint is the pattern of the route,
-not the path: ids in a path would be as many buckets as a caller likes.
+those of ``go-chi/httprate``). Here ids and names in a path count as one
+endpoint: they would be as many buckets as a caller likes.
 
 A bucket that nobody touches for a window is full, and no bucket is full too.
 So the table forgets the least recently used ones first, and is bounded.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,20 +21,27 @@ from typing import Final
 
 import trio
 
+from relay.api.answers import error_answer
+from relay.pages.page import Request, Response
+from relay.store.model import User
+
 __all__ = (
     "BYPASS_HEADER",
     "DEFAULT_LIMIT",
     "LOGIN_LIMIT",
     "WINDOW",
+    "RateLimit",
     "RateLimiter",
     "RateVerdict",
     "address_identity",
+    "endpoint_of",
     "rate_headers",
     "rate_limit_message",
 )
 
 # codersdk: an owner may send it with a true value, for load tests.
-BYPASS_HEADER: Final = "x-coder-bypass-ratelimit"
+BYPASS_HEADER_TEXT: Final = "X-Coder-Bypass-Ratelimit"
+BYPASS_HEADER: Final = BYPASS_HEADER_TEXT.lower()
 
 DEFAULT_LIMIT: Final = 512  # requests in a window
 LOGIN_LIMIT: Final = 60
@@ -41,6 +49,23 @@ WINDOW: Final = 60.0
 
 # Ours. An entry is about 300 bytes.
 MAX_BUCKETS: Final = 16_384
+
+# Coder has no limit on what is outside (health, latency, DERP).
+API_PREFIX: Final = "/api/v2/"
+
+# The parts of paths that are no ids or names.
+_WORDS: Final = frozenset(
+    "api appearance buildinfo config connection coordinate coordinator debug "
+    "deployment derp-map experiments external-auth first gitauth gitsshkey health "
+    "keys listening-ports log-source login me organizations regions reinit rpc ssh "
+    "tailnet templateversions tokens usage users v2 watch workspace workspaceagents "
+    "workspaces ws".split()
+)
+
+# Endpoints that give tokens out, and get the lower limit.
+_LOGIN_ENDPOINTS: Final = frozenset(
+    {"/api/v2/users/login", "/api/v2/users/me/keys", "/api/v2/users/*/keys"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +199,66 @@ def rate_limit_message(limit: int, window: float = WINDOW) -> str:
     # Go's time.Duration.String of whole seconds below an hour.
     text = f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
     return f"You've been rate limited for sending more than {limit} requests in {text}."
+
+
+def endpoint_of(path: str) -> str:
+    """What a request is for: its path, with a star for each id or name."""
+    return "/".join(
+        part if not part or part in _WORDS else "*" for part in path.split("/")
+    )
+
+
+class RateLimit:
+    """Judges requests before they are answered.
+
+    Args:
+        limit: Requests of one caller to one endpoint in a minute; None is no
+            limit, here and for logins.
+        login_limit: The same, of endpoints that give tokens out.
+        clock: Monotonic seconds.
+        wall_clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        limit: int | None = DEFAULT_LIMIT,
+        *,
+        login_limit: int = LOGIN_LIMIT,
+        clock: Callable[[], float] = trio.current_time,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._limiter = RateLimiter(limit or 0, clock=clock)
+        self._login_limiter = RateLimiter(login_limit, clock=clock)
+        self._wall_clock = wall_clock
+
+    def __call__(self, request: Request, user: User | None) -> Response | None:
+        """Count a request; None if it may go on, else its answer.
+
+        Args:
+            request: Any.
+            user: Who asks, if that is known.
+        """
+        if not request.path.startswith(API_PREFIX) or self._limiter.limit <= 0:
+            return None
+        if user is not None and _is_true(request.header(BYPASS_HEADER)):
+            if user.is_admin:
+                return None
+            return error_answer(
+                428, f'"{BYPASS_HEADER_TEXT}" provided but user is not owner'
+            )
+        endpoint = endpoint_of(request.path)
+        limiter = (
+            self._login_limiter if endpoint in _LOGIN_ENDPOINTS else self._limiter
+        )
+        identity = address_identity(request.remote) if user is None else str(user.id)
+        verdict = limiter.take(identity, endpoint)
+        if verdict.is_allowed:
+            return None
+        answer = error_answer(429, rate_limit_message(verdict.limit, limiter.window))
+        headers = rate_headers(verdict, now=self._wall_clock())
+        return Response(429, (*answer.headers, *headers), answer.body)
+
+
+def _is_true(text: str) -> bool:
+    """Go's strconv.ParseBool."""
+    return text in {"1", "t", "T", "TRUE", "true", "True"}

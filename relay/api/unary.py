@@ -6,7 +6,7 @@ caller is told:
 
 - :exc:`tailnet.errors.StoreError`: its text. A report that breaks a rule is an
   InvalidRecordError; an agent that was deleted is a NotFoundError.
-- :exc:`tailnet.control.session.RpcError`: itself.
+- :exc:`tailnet.errors.RpcError`: itself.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Final, TypeVar
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from tailnet.control.session import Handler, RpcError, ServerCall
-from tailnet.errors import StoreError, StoreUnavailableError
+from tailnet.control.session import Handler, ServerCall
+from tailnet.errors import RpcError, StoreError, StoreUnavailableError
 
 __all__ = ("MAX_REQUEST_LEN", "UNIMPLEMENTED", "decode_request", "refuse", "unary")
 

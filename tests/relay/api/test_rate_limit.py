@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
+from uuid import UUID
+
 import pytest
 import trio
 import trio.testing
@@ -7,12 +11,29 @@ from hypothesis import given, strategies as st
 
 from relay.api.rate_limit import (
     MAX_BUCKETS,
+    RateLimit,
     RateLimiter,
     RateVerdict,
     address_identity,
+    endpoint_of,
     rate_headers,
     rate_limit_message,
 )
+from relay.pages.page import Request
+from relay.store.model import User
+
+AGENT = UUID("9f1b5ad0-1d3e-4f6f-9e62-0a9b9f0a1b2c")
+
+
+def user(number: int, *, is_admin: bool = False) -> User:
+    return User(UUID(int=number), f"user{number}", is_admin, datetime.now(UTC))
+
+
+def get(
+    path: str, *, remote: str = "192.0.2.1", headers: dict[str, str] | None = None
+) -> Request:
+    pairs = tuple((n.encode(), v.encode()) for n, v in (headers or {}).items())
+    return Request("GET", path, path, headers=pairs, remote=(remote, 1))
 
 
 class Clock:
@@ -158,3 +179,74 @@ def test_message() -> None:
         "You've been rate limited for sending more than 512 requests in 1m0s."
     )
     assert rate_limit_message(1, 30).endswith("in 30s.")
+
+
+def test_ids_and_names_are_no_endpoints_of_their_own() -> None:
+    path = f"/api/v2/workspaceagents/{AGENT}/coordinate"
+    assert endpoint_of(path) == "/api/v2/workspaceagents/*/coordinate"
+    assert (
+        endpoint_of("/api/v2/users/alice/workspace/dev")
+        == "/api/v2/users/*/workspace/*"
+    )
+
+
+def test_the_first_request_too_many_gets_429() -> None:
+    limit = RateLimit(2, clock=Clock(), wall_clock=lambda: 1000.0)
+    path = "/api/v2/regions"
+    assert limit(get(path), user(1)) is None
+    assert limit(get(path), user(1)) is None
+    refusal = limit(get(path), user(1))
+    assert refusal is not None
+    assert refusal.status == 429
+    assert json.loads(refusal.body) == {
+        "message": "You've been rate limited for sending more than 2 requests in 1m0s."
+    }
+    headers = dict(refusal.headers)
+    assert headers["Retry-After"] == "30"
+    assert headers["X-RateLimit-Limit"] == "2"
+    assert headers["X-RateLimit-Remaining"] == "0"
+    assert headers["X-RateLimit-Reset"] == "1060"
+    # Others, and other endpoints, notice nothing.
+    assert limit(get(path), user(2)) is None
+    assert limit(get(path), None) is None
+    assert limit(get("/api/v2/buildinfo"), user(1)) is None
+
+
+def test_who_has_no_user_is_an_address() -> None:
+    limit = RateLimit(1, clock=Clock())
+    path = f"/api/v2/workspaceagents/{AGENT}/coordinate"
+    assert limit(get(path), None) is None
+    assert limit(get(path.replace("9f", "8f")), None) is not None
+    assert limit(get(path, remote="192.0.2.2"), None) is None
+
+
+def test_endpoints_that_give_tokens_out_have_a_lower_limit() -> None:
+    limit = RateLimit(100, login_limit=1, clock=Clock())
+    assert limit(get("/api/v2/users/me/keys"), user(1)) is None
+    assert limit(get("/api/v2/users/me/keys"), user(1)) is not None
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/latency-check", "/derp/verify"])
+def test_outside_the_api_there_is_no_limit(path: str) -> None:
+    limit = RateLimit(1, clock=Clock())
+    assert [limit(get(path), None) for _ in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize("limit", [None, 0, -1])
+def test_no_limit_at_all(limit: int | None) -> None:
+    judge = RateLimit(limit, login_limit=1, clock=Clock())
+    for path in ("/api/v2/regions", "/api/v2/users/me/keys"):
+        assert [judge(get(path), None) for _ in range(3)] == [None] * 3
+
+
+def test_an_admin_may_pass_by() -> None:
+    limit = RateLimit(1, clock=Clock())
+    bypass = get("/api/v2/regions", headers={"x-coder-bypass-ratelimit": "true"})
+    admin = user(1, is_admin=True)
+    assert [limit(bypass, admin) for _ in range(3)] == [None] * 3
+    refusal = limit(bypass, user(2))
+    assert refusal is not None
+    assert refusal.status == 428
+    # Without a user it is but a header.
+    assert limit(bypass, None) is None
+    assert limit(bypass, None) is not None
