@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 from uuid import UUID
 
 import trio
 
 from relay.api.answers import error_answer
 from relay.api.identity import Authenticator, Authorizer
-from relay.api.link import Heartbeats
+from relay.api.link import Heartbeats, WebsocketLink, accept_websocket
 from relay.derpmaps.feed import DerpMapFeed
+from relay.front.application import Takeover
 from relay.pages.page import Request, Response
 from relay.serve_settings import ServeSettings
 from relay.store.model import AgentIdentity, User
@@ -20,7 +22,11 @@ from relay.store.store import Store
 from tailnet.coordinator.resume import ResumeTokens
 from tailnet.coordinator.serve import CoordinatorService
 
-__all__ = ("ApiContext", "ApiError", "ApiRequest", "Revisions")
+__all__ = ("VERSION_HEADER", "ApiContext", "ApiError", "ApiRequest", "Revisions",
+           "open_websocket")  # fmt: skip
+
+# codersdk BuildVersionHeader: every answer says who gives it.
+VERSION_HEADER: Final = "X-Coder-Build-Version"
 
 
 class ApiError(Exception):
@@ -162,3 +168,21 @@ class ApiRequest:
                 )
             )
         return identity
+
+
+def open_websocket(
+    request: ApiRequest, serve: Callable[[WebsocketLink], Awaitable[None]]
+) -> Response | Takeover:
+    """Turn a request into a websocket, watched by the server's heart beat.
+
+    Args:
+        request: A GET; gets a refusal if it asks for no websocket.
+        serve: See :func:`relay.api.link.accept_websocket`.
+    """
+    context = request.context
+    return accept_websocket(
+        request.request,
+        context.heartbeats,
+        serve,
+        headers=((VERSION_HEADER, context.version),),
+    )

@@ -25,8 +25,14 @@ from tailnet.derp.websocket import (
 )
 from tailnet.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ("CLOSE_GOING_AWAY", "CLOSE_INTERNAL_ERROR", "Heartbeats", "WebsocketLink",
-           "accept_websocket")  # fmt: skip
+__all__ = (
+    "CLOSE_GOING_AWAY",
+    "CLOSE_INTERNAL_ERROR",
+    "Heartbeats",
+    "WebsocketLink",
+    "accept_websocket",
+    "send_only",
+)
 
 log = structlog.get_logger("relay.api")
 
@@ -129,10 +135,6 @@ class WebsocketLink:
             self._wire.send_nowait(self._websocket.data_to_send())
 
     @property
-    def is_closed(self) -> bool:
-        return self._websocket.closed
-
-    @property
     def pongs(self) -> int:
         return self._websocket.pongs
 
@@ -182,6 +184,11 @@ class Heartbeats:
         self._queue.append((trio.current_time() + self.interval, link))
         self._first.set()
 
+    def close_all(self, code: int, reason: str) -> None:
+        """End every conversation that is watched."""
+        for link in list(self._watched):
+            link.fail(code, reason)
+
     async def run(self) -> None:
         """Do it, until cancelled."""
         while True:
@@ -205,6 +212,8 @@ def accept_websocket(
     request: Request,
     heartbeats: Heartbeats,
     serve: Callable[[WebsocketLink], Awaitable[None]],
+    *,
+    headers: tuple[tuple[str, str], ...] = (),
 ) -> Response | Takeover:
     """Turn a request into a websocket, if it asks for one.
 
@@ -213,6 +222,7 @@ def accept_websocket(
         heartbeats: Watch the websocket.
         serve: Talks; the websocket is closed normally when it returns, if it
             has not closed it in another way.
+        headers: More of them for the 101.
     """
     judged = check_websocket_request(
         request.headers,
@@ -225,7 +235,8 @@ def accept_websocket(
     if judged.status != 101:
         refusal = go_error(judged.status, judged.text)
         return replace(refusal, headers=(*judged.text_headers(), *refusal.headers))
-    switch = encode_switch(judged.text_headers())
+    path = request.path  # the rest of the request is not kept
+    switch = encode_switch((*judged.text_headers(), *headers))
 
     async def run(wire: Wire, rest: bytes) -> None:
         await wire.send(switch)
@@ -234,11 +245,38 @@ def accept_websocket(
             try:
                 await serve(link)
             except (OSError, RemoteProtocolError) as exc:
-                log.info("a websocket broke", path=request.path, reason=str(exc))
+                log.info("a websocket broke", path=path, reason=str(exc))
             await link.aclose()
         await wire.linger()
 
     return Takeover(run)
+
+
+async def send_only(
+    link: WebsocketLink, send: Callable[[WebsocketLink], Awaitable[None]]
+) -> None:
+    """Send to a client that has nothing to say, until it closes.
+
+    Args:
+        link: Is read meanwhile, so that pings and the end are noticed.
+        send: Sends; ends when the client does.
+    """
+    async with trio.open_nursery() as nursery:
+
+        async def ignore() -> None:
+            try:
+                while await link.receive():
+                    pass
+            except (OSError, RemoteProtocolError):
+                pass  # this was its last word
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(ignore)
+        try:
+            await send(link)
+        except OSError:
+            pass  # as above
+        nursery.cancel_scope.cancel()
 
 
 def _judge_origin(request: Request) -> WebsocketAnswer | None:
@@ -253,9 +291,15 @@ def _judge_origin(request: Request) -> WebsocketAnswer | None:
     try:
         theirs = urllib.parse.urlsplit(origin).netloc
     except ValueError as exc:
-        return WebsocketAnswer(403, text=f'failed to parse Origin header "{origin}": {exc}')
+        return WebsocketAnswer(
+            403, text=f'failed to parse Origin header "{origin}": {exc}'
+        )
     if theirs.lower() == host.lower():
         return None
+    if not theirs:
+        return WebsocketAnswer(
+            403, text=f'request Origin "{origin}" is not a valid URL with a host'
+        )
     return WebsocketAnswer(
         403, text=f'request Origin "{theirs}" is not authorized for Host "{host}"'
     )

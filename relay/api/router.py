@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from relay.api.answers import FORBIDDEN, ROUTE_NOT_FOUND, error_answer
-from relay.api.context import ApiContext, ApiError, ApiRequest
+from relay.api.context import VERSION_HEADER, ApiContext, ApiError, ApiRequest
 from relay.front.application import Takeover
 from relay.pages.page import Request, Response
 from relay.store.model import AgentIdentity, User
@@ -221,7 +221,7 @@ def _wildness(parts: tuple[str, ...]) -> tuple[bool, ...]:
 def _with_version(answer: Response, version: str) -> Response:
     return Response(
         answer.status,
-        (*answer.headers, ("X-Coder-Build-Version", version)),
+        (*answer.headers, (VERSION_HEADER, version)),
         answer.body,
         answer.close,
     )
@@ -253,9 +253,7 @@ def _what_is_wrong(token: str) -> str:
     if len(parts) != 2:
         wrong = f"incorrect amount of API key parts, expected 2 got {len(parts)}"
     elif len(parts[0]) != _KEY_ID_LEN:
-        wrong = (
-            f"invalid API key ID length, expected {_KEY_ID_LEN} got {len(parts[0])}"
-        )
+        wrong = f"invalid API key ID length, expected {_KEY_ID_LEN} got {len(parts[0])}"
     elif len(parts[1]) != _KEY_SECRET_LEN:
         wrong = (
             f"invalid API key secret length, expected {_KEY_SECRET_LEN} "
