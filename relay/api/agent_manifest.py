@@ -60,7 +60,7 @@ def build_manifest(
         derp_force_websockets=force_websockets,
         derp_map=derp_map,
         apps=[_app(app) for app in apps],
-        parent_id=agent.parent_id and agent.parent_id.bytes,
+        parent_id=None if agent.parent_id is None else agent.parent_id.bytes,
     )
 
 

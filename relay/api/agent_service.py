@@ -30,7 +30,7 @@ from relay.derpmaps.feed import DerpMapFeed
 from relay.store.model import AgentIdentity, AppHealth
 from relay.store.store import Store
 from tailnet.control.proto import agent_pb2 as pb, tailnet_pb2
-from tailnet.control.session import Handler
+from tailnet.control.server import Handler
 from tailnet.errors import InvalidRecordError, NotFoundError
 
 __all__ = ("AGENT_SERVICE", "REPORT_INTERVAL", "AgentService", "agent_handlers")
@@ -165,15 +165,14 @@ class AgentService:
     async def get_manifest(self, request: pb.GetManifestRequest) -> pb.Manifest:
         """What the agent is, and how to reach others. Read anew each time."""
         identity = await self._store.agent_identity(self._id)
-        reports = await self._store.agent_reports(self._id)
-        if identity is None or reports is None:
+        if identity is None:
             raise NotFoundError("this agent was deleted")
         return build_manifest(
             identity,
             tailnet_pb2.DERPMap.FromString(self._derp_maps.encoded(proto_derp_map)),
             disable_direct=self._disable_direct,
             force_websockets=self._force_websockets,
-            apps=reports.apps,
+            apps=await self._store.list_apps(self._id),
         )
 
     async def get_service_banner(
@@ -199,7 +198,9 @@ class AgentService:
 
     # -- what it reports --------------------------------------------------
 
-    async def update_lifecycle(self, request: pb.UpdateLifecycleRequest) -> pb.Lifecycle:
+    async def update_lifecycle(
+        self, request: pb.UpdateLifecycleRequest
+    ) -> pb.Lifecycle:
         """Keep the state, and echo it."""
         lifecycle = checks.check_lifecycle(request, now=self._now())
         await self._store.save_lifecycle(self._id, lifecycle)
@@ -281,8 +282,7 @@ class AgentService:
         return pb.BatchUpdateAppHealthResponse()
 
     async def _check_have_health(self, health: Mapping[UUID, AppHealth]) -> None:
-        reports = await self._store.agent_reports(self._id)
-        for app in reports.apps if reports else ():
+        for app in await self._store.list_apps(self._id):
             if app.id in health and not app.settings.healthcheck_url:
                 raise InvalidRecordError(
                     f'workspace app "{app.id}" ("{app.settings.slug}") '

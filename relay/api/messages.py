@@ -161,9 +161,7 @@ def accept_messages(
 
     async def run(wire: Wire, rest: bytes) -> None:
         await wire.send(
-            encode_switch(
-                (*answer, ("X-Coder-Build-Version", request.context.version))
-            )
+            encode_switch((*answer, ("X-Coder-Build-Version", request.context.version)))
         )
         messages = MessageSocket(wire, rest)
         try:

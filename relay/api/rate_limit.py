@@ -55,12 +55,15 @@ API_PREFIX: Final = "/api/v2/"
 
 # The parts of paths that are no ids or names.
 _WORDS: Final = frozenset(
-    "api appearance buildinfo config connection coordinate coordinator debug "
-    "deployment derp-map experiments external-auth first gitauth gitsshkey health "
-    "keys listening-ports log-source login me organizations regions reinit rpc ssh "
-    "tailnet templateversions tokens usage users v2 watch workspace workspaceagents "
-    "workspaces ws".split()
-)
+    (
+        "api", "appearance", "buildinfo", "connection", "coordinate",
+        "coordinator", "debug", "deployment", "derp-map", "external-auth",
+        "first", "gitauth", "gitsshkey", "keys", "log-source", "logs", "me",
+        "regions", "reinit", "rpc", "ssh", "tailnet", "templateversions",
+        "usage", "users", "v2", "workspace", "workspaceagents", "workspaces",
+        "ws",
+    )
+)  # fmt: skip
 
 # Endpoints that give tokens out, and get the lower limit.
 _LOGIN_ENDPOINTS: Final = frozenset(
@@ -247,9 +250,7 @@ class RateLimit:
                 428, f'"{BYPASS_HEADER_TEXT}" provided but user is not owner'
             )
         endpoint = endpoint_of(request.path)
-        limiter = (
-            self._login_limiter if endpoint in _LOGIN_ENDPOINTS else self._limiter
-        )
+        limiter = self._login_limiter if endpoint in _LOGIN_ENDPOINTS else self._limiter
         identity = address_identity(request.remote) if user is None else str(user.id)
         verdict = limiter.take(identity, endpoint)
         if verdict.is_allowed:

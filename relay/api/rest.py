@@ -256,39 +256,34 @@ async def workspaces(request: ApiRequest) -> Response:
 
 
 def _parse_search(text: str) -> tuple[str, str]:
-    """Owner and part of a name that a search asks for.
+    """Owner and part of a name that a search asks for (coderd/searchquery).
 
     Raises:
         ApiError: It asks for something else.
     """
-    owner = name = ""
     try:
         terms = shlex.split(text)
     except ValueError as exc:
-        terms = []
-        _bad_search(str(exc))
+        raise _bad_search(str(exc)) from exc
+    owner = name = ""
     for term in terms:
         key, colon, value = term.partition(":")
-        if not colon:
-            # coderd/searchquery: a bare word is [owner/]name.
-            before, slash, after = term.rpartition("/")
-            owner, name = (before, after) if slash else (owner, term)
+        if not colon:  # a bare word is [owner/]name
+            before, slash, name = term.rpartition("/")
+            owner = before if slash else owner
         elif key.lower() == "owner":
             owner = value
         elif key.lower() == "name":
             name = value
         else:
-            _bad_search(f'"{key}" is not a valid query param')
+            raise _bad_search(f'"{key}" is not a valid query param')
     return owner, name.lower()
 
 
-def _bad_search(detail: str) -> None:
-    raise ApiError(
-        error_answer(
-            400,
-            "Invalid workspace search query.",
-            validations=(Validation("q", detail),),
-        )
+def _bad_search(detail: str) -> ApiError:
+    wrong = Validation("q", detail)
+    return ApiError(
+        error_answer(400, "Invalid workspace search query.", validations=(wrong,))
     )
 
 
@@ -327,7 +322,9 @@ async def workspace_usage(request: ApiRequest) -> Response:
 
 
 def _bad_usage(field: str, detail: str) -> Response:
-    return error_answer(400, "Invalid request", validations=(Validation(field, detail),))
+    return error_answer(
+        400, "Invalid request", validations=(Validation(field, detail),)
+    )
 
 
 async def template_version(request: ApiRequest) -> Response:
@@ -350,8 +347,9 @@ async def agent(request: ApiRequest) -> Response:
 
 
 async def reinit(request: ApiRequest) -> Response:
-    """``/workspaceagents/me/reinit``: agents wait here for a prebuilt
-    workspace to be claimed. There are none, and agents ask again and again.
+    """``/workspaceagents/me/reinit``: when is a prebuilt workspace claimed?
+
+    There are none, and agents ask again and again: it has to be cheap.
     """
     return _NOT_PREBUILT
 
@@ -412,9 +410,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _api(
-    method: str, path: str, handler: Any, auth: Auth = Auth.USER
-) -> Route:
+def _api(method: str, path: str, handler: Any, auth: Auth = Auth.USER) -> Route:
     return Route(method, f"/api/v2{path}", handler, auth)
 
 

@@ -100,7 +100,11 @@ def agent_json(agent: Agent, now: datetime) -> Mapping[str, Any]:
         agent: Any.
         now: The time of day.
     """
-    status, lifecycle, startup = agent_status(agent, now), agent.lifecycle, agent.startup
+    status, lifecycle, startup = (
+        agent_status(agent, now),
+        agent.lifecycle,
+        agent.startup,
+    )
     times = {
         "first_connected_at": agent.first_connected_at,
         "last_connected_at": agent.last_connected_at,

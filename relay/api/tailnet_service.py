@@ -8,27 +8,30 @@ them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
+from uuid import UUID
 
 import structlog
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.api.agent_checks import check_uuid
 from relay.api.context import ApiContext
 from relay.api.peer import ApiPeer
-from relay.api.unary import decode_request, refuse, unary
-from relay.store.model import User
+from relay.api.unary import decode_request, refuse, store_refusal, unary
 from tailnet.control.convert import derp_map_to_proto
 from tailnet.control.proto import tailnet_pb2 as pb
-from tailnet.control.session import Handler, ServerCall
+from tailnet.control.server import Handler, ServerCall
 from tailnet.coordinator.updates import WorkspaceUpdates
 from tailnet.derp.derpmap import DERPMap
-from tailnet.errors import InvalidRecordError, RpcError, StoreUnavailableError
+from tailnet.errors import RpcError, StoreError
 
 __all__ = ("TAILNET_SERVICE", "proto_derp_map", "tailnet_handlers")
 
 log = structlog.get_logger("relay.api")
+
+_Request = TypeVar("_Request", bound=Message)
 
 TAILNET_SERVICE: Final = "/coder.tailnet.v2.Tailnet/"
 
@@ -85,8 +88,7 @@ class _TailnetService:
 
     async def stream_derp_maps(self, call: ServerCall) -> None:
         """The map of now, and each one that replaces it."""
-        if await decode_request(call, pb.StreamDERPMapsRequest) is None:
-            return
+        await _receive(call, pb.StreamDERPMapsRequest)
         feed = self._context.derp_maps
         seen = feed.current
         while True:
@@ -94,7 +96,9 @@ class _TailnetService:
             await call.send(feed.encoded(proto_derp_map))
             seen = await feed.wait_change(seen)
 
-    async def post_telemetry(self, request: pb.TelemetryRequest) -> pb.TelemetryResponse:
+    async def post_telemetry(
+        self, request: pb.TelemetryRequest
+    ) -> pb.TelemetryResponse:
         """Take what clients say of their connections, for the log."""
         log.debug("telemetry", peer=str(self._peer.id), events=len(request.events))
         return pb.TelemetryResponse()
@@ -113,24 +117,37 @@ class _TailnetService:
 
     async def workspace_updates(self, call: ServerCall) -> None:
         """The workspaces and agents of one owner, and every change of them."""
-        request = await decode_request(call, pb.WorkspaceUpdatesRequest)
-        if request is None:
-            return
-        user = self._peer.user
-        assert user is not None
+        request = await _receive(call, pb.WorkspaceUpdatesRequest)
         try:
-            owner_id = check_uuid("parse workspace owner ID", request.workspace_owner_id)
-        except InvalidRecordError as exc:
-            raise RpcError(str(exc)) from exc
-        authorizer, revisions = self._context.authorizer, self._context.revisions
+            owner_id = check_uuid(
+                "parse workspace owner ID", request.workspace_owner_id
+            )
+            await self._stream_updates(call, owner_id)
+        except StoreError as exc:
+            raise store_refusal(call.method, exc) from exc
+
+    async def _stream_updates(self, call: ServerCall, owner_id: UUID) -> None:
+        context, user = self._context, self._peer.user
+        assert user is not None
         differ = WorkspaceUpdates()
         while True:
-            revision = revisions.current
+            revision = context.revisions.current
             # Asked again for each message: rights may have changed as well.
-            if not await authorizer.may_watch(user, owner_id):
+            if not await context.authorizer.may_watch(user, owner_id):
                 raise RpcError(WATCH_DENIED)
-            workspaces = await self._context.store.workspaces_of(owner_id)
-            message = differ.update(workspaces)
+            message = differ.update(await context.store.workspaces_of(owner_id))
             if message is not None:
                 await call.send(message)
-            await revisions.wait_change(revision)
+            await context.revisions.wait_change(revision)
+
+
+async def _receive(call: ServerCall, kind: type[_Request]) -> _Request:
+    """The request of a call that answers with a stream.
+
+    Raises:
+        RpcError: There is none.
+    """
+    data = await call.receive()
+    if data is None:
+        raise RpcError("EOF")  # what Go's MsgRecv returns
+    return decode_request(kind, data)

@@ -17,18 +17,16 @@ from typing import Final, TypeVar
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from tailnet.control.session import Handler, ServerCall
+from tailnet.control.drpc import UNIMPLEMENTED
+from tailnet.control.server import Handler, ServerCall, unary as rpc_unary
 from tailnet.errors import RpcError, StoreError, StoreUnavailableError
 
-__all__ = ("MAX_REQUEST_LEN", "UNIMPLEMENTED", "decode_request", "refuse", "unary")
+__all__ = ("MAX_REQUEST_LEN", "decode_request", "refuse", "store_refusal", "unary")
 
 log = structlog.get_logger("relay.api")
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
-
-# storj.io/drpc drpcerr.Unimplemented. The one code that Coder's peers read.
-UNIMPLEMENTED: Final = 12
 
 # Ours, in bytes. A session takes 4 MiB, which only logs need.
 MAX_REQUEST_LEN: Final = 256 << 10
@@ -48,34 +46,33 @@ def unary(
         max_len: Bytes that a request may have.
     """
 
-    async def handle(call: ServerCall) -> None:
-        request = await decode_request(call, kind, max_len=max_len)
-        if request is None:
-            return  # gone before it asked
+    async def answer(call: ServerCall, data: bytes) -> bytes:
         try:
-            response = await serve(request)
-        except StoreUnavailableError as exc:
-            log.error("store unavailable", method=call.method, reason=str(exc))
-            raise RpcError("the database is not reachable") from exc
+            response = await serve(decode_request(kind, data, max_len=max_len))
         except StoreError as exc:
-            log.info("call refused", method=call.method, reason=str(exc))
-            raise RpcError(str(exc)) from exc
-        await call.send(response.SerializeToString())
+            raise store_refusal(call.method, exc) from exc
+        return response.SerializeToString()
 
-    return handle
+    return rpc_unary(answer)
 
 
-async def decode_request(
-    call: ServerCall, kind: type[_Request], *, max_len: int = MAX_REQUEST_LEN
-) -> _Request | None:
-    """The first message of a call, or None if there is none.
+def store_refusal(method: str, exc: StoreError) -> RpcError:
+    """What the caller of a method is told of the store's troubles."""
+    if isinstance(exc, StoreUnavailableError):
+        log.error("the store does not answer", method=method, reason=str(exc))
+        return RpcError("database not reachable")
+    log.info("call refused", method=method, reason=str(exc))
+    return RpcError(str(exc))
+
+
+def decode_request(
+    kind: type[_Request], data: bytes, *, max_len: int = MAX_REQUEST_LEN
+) -> _Request:
+    """The request in a message.
 
     Raises:
         RpcError: It is too long, or no message of this kind.
     """
-    data = await call.receive()
-    if data is None:
-        return None
     name = kind.DESCRIPTOR.name
     if len(data) > max_len:
         raise RpcError(f"{name} of {len(data)} bytes, the limit is {max_len}")
@@ -87,4 +84,4 @@ async def decode_request(
 
 async def refuse(call: ServerCall) -> None:
     """The handler of a method that this server does not have."""
-    raise RpcError("Unimplemented", code=UNIMPLEMENTED)
+    raise RpcError("Unimplemented", UNIMPLEMENTED)
