@@ -44,6 +44,7 @@ from tailnet.derp.frames import (
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
     AlreadyExistsError,
+    AuthorizationError,
     ConfigError,
     ConnectError,
     DERPMapError,
@@ -55,10 +56,12 @@ from tailnet.errors import (
     NotFoundError,
     ProtocolError,
     RemoteProtocolError,
+    ResumeTokenError,
     StoreError,
     StoreUnavailableError,
     TailnetError,
     UnknownAttributesError,
+    VersionError,
 )
 from tailnet.keys import (
     DiscoPrivate,
@@ -70,6 +73,7 @@ from tailnet.keys import (
 
 __all__ = (
     "AlreadyExistsError",
+    "AuthorizationError",
     "ClientDropReason",
     "ClientInfo",
     "ClientLimits",
@@ -106,11 +110,13 @@ __all__ = (
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",
+    "ResumeTokenError",
     "ServerInfo",
     "StoreError",
     "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
+    "VersionError",
     "decode_derp_map",
     "encode_derp_map",
     "open_derp_client",

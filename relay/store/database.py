@@ -51,7 +51,7 @@ def open_engine(target: str | Path, *, busy_timeout: float) -> tuple[sa.Engine, 
     if isinstance(target, str) and "://" in target:
         try:
             url = sa.make_url(target)
-        except sa_exc.ArgumentError as exc:
+        except (sa_exc.ArgumentError, ValueError) as exc:
             # The URL may hold a password.
             raise ConfigError("the database URL cannot be understood") from exc
     else:

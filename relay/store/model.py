@@ -221,7 +221,7 @@ class Startup:
 
     version: str
     expanded_directory: str
-    subsystems: Sequence[str] = ()
+    subsystems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +254,7 @@ class Agent:
     directory: str = ""
     architecture: str = ""
     operating_system: str = ""
-    display_apps: Sequence[str] = ()
+    display_apps: tuple[str, ...] = ()
     first_connected_at: datetime | None = None
     last_connected_at: datetime | None = None
     disconnected_at: datetime | None = None
@@ -393,7 +393,7 @@ class Stats:
     tx_packets: int = 0
     tx_bytes: int = 0
     session_counts: Mapping[str, int] = field(default_factory=dict)
-    metrics: Sequence[Metric] = ()
+    metrics: tuple[Metric, ...] = ()
 
 
 class LogLevel(enum.StrEnum):
@@ -554,7 +554,7 @@ class ResourceUsage:
     collected_at: datetime
     memory_used: int | None = None
     memory_total: int | None = None
-    volumes: Sequence[DiskUsage] = ()
+    volumes: tuple[DiskUsage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
