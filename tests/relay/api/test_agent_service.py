@@ -180,12 +180,8 @@ async def test_what_is_not_there(tmp_path: Path, method: str) -> None:
 # -- lifecycle and startup ---------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("number", "state"), list(enumerate(LifecycleState, start=1))
-)
-async def test_lifecycle(
-    tmp_path: Path, number: int, state: LifecycleState
-) -> None:
+@pytest.mark.parametrize(("number", "state"), list(enumerate(LifecycleState, start=1)))
+async def test_lifecycle(tmp_path: Path, number: int, state: LifecycleState) -> None:
     async with open_rig(tmp_path) as rig:
         report = pb.Lifecycle(state=pb.Lifecycle.State.Name(number))
         assert pb.Lifecycle.State.Name(number).lower() == state.value
@@ -301,9 +297,7 @@ async def test_startup_is_required(tmp_path: Path) -> None:
 
 async def test_the_first_stats_only_ask_for_the_interval(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
-        answer = await ask(
-            handlers(rig)["UpdateStats"], b"", pb.UpdateStatsResponse
-        )
+        answer = await ask(handlers(rig)["UpdateStats"], b"", pb.UpdateStatsResponse)
         assert answer.report_interval.seconds == REPORT_INTERVAL == 300
         reports = await rig.store.agent_reports(rig.agent.agent.id)
         assert reports is not None
@@ -427,9 +421,7 @@ async def test_logs_without_a_source_are_external(tmp_path: Path) -> None:
         request = pb.BatchCreateLogsRequest(
             log_source_id=bytes(16), logs=[pb.Log(output="x", level=3)]
         )
-        await ask(
-            handlers(rig)["BatchCreateLogs"], request, pb.BatchCreateLogsResponse
-        )
+        await ask(handlers(rig)["BatchCreateLogs"], request, pb.BatchCreateLogsResponse)
         reports = await rig.store.agent_reports(rig.agent.agent.id)
         assert reports is not None
         assert reports.logs[0].source_id == EXTERNAL_LOG_SOURCE
@@ -499,9 +491,7 @@ RESULT = pb.WorkspaceAgentMetadata.Result(value="x")
         (
             [
                 pb.Metadata(key="a", result=RESULT),
-                pb.Metadata(
-                    key="b", result=pb.WorkspaceAgentMetadata.Result(age=-1)
-                ),
+                pb.Metadata(key="b", result=pb.WorkspaceAgentMetadata.Result(age=-1)),
             ],
             "metadata[1].result.age is negative",
         ),
