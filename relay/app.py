@@ -35,7 +35,6 @@ from relay.pages.metrics import Metrics
 from relay.pages.site import Site
 from relay.ports import Port, open_ports
 from relay.stun import StunStatistics, open_stun_socket, serve_stun
-from tailnet.errors import ConfigError
 from tailnet.keys import NodePrivate
 
 __all__ = ("Relay", "open_relay")

@@ -23,7 +23,7 @@ __all__ = ("RESUME_TOKEN", "SECRET_LEN", "SIGNING_TIME", "load_signing_keys")
 log = structlog.get_logger("relay")
 
 # coder codersdk: the feature's name.
-RESUME_TOKEN: Final = "tailnet_resume"
+RESUME_TOKEN: Final = "tailnet_resume"  # noqa: S105
 
 # Bytes; HS512 wants as many as its hash has.
 SECRET_LEN: Final = 64

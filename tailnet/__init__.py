@@ -3,9 +3,10 @@
 How the library is layered, lowest first:
 
 - ``errors`` and ``keys`` know nothing of any protocol.
-- One folder per protocol (``derp``, ``stun``): bytes in and bytes out, no
+- One folder per protocol (``derp``, ``stun``, ``control``): bytes in and bytes out, no
   sockets, no clocks, no tasks. Both ends of each protocol live there.
-- ``derp/client.py`` puts the DERP protocol on trio sockets.
+- ``derp/client.py`` puts the DERP protocol on trio sockets; ``control/server.py``
+  and ``control/client.py`` put the control protocol on a websocket.
 - The relay program is the package ``relay`` beside this one; the library
   never imports it.
 
@@ -57,6 +58,7 @@ from tailnet.errors import (
     ProtocolError,
     RemoteProtocolError,
     ResumeTokenError,
+    RpcError,
     StoreError,
     StoreUnavailableError,
     TailnetError,
@@ -111,6 +113,7 @@ __all__ = (
     "RemoteProtocolError",
     "Restarting",
     "ResumeTokenError",
+    "RpcError",
     "ServerInfo",
     "StoreError",
     "StoreUnavailableError",

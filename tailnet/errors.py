@@ -12,6 +12,7 @@
     * :exc:`AuthorizationError` -- a peer asks the coordinator for too much
     * :exc:`ResumeTokenError` -- a resume token is forged, expired or garbage
     * :exc:`NotConnectedError` -- there is no connection to use right now
+    * :exc:`RpcError` -- the answer to a call is an error
     * :exc:`ConfigError` -- a setting is wrong; one line for the operator
     * :exc:`StoreError` -- the store did not do what it was asked to
         * :exc:`StoreUnavailableError` -- it cannot be read or written just now
@@ -38,6 +39,7 @@ __all__ = (
     "ProtocolError",
     "RemoteProtocolError",
     "ResumeTokenError",
+    "RpcError",
     "StoreError",
     "StoreUnavailableError",
     "TailnetError",
@@ -114,6 +116,20 @@ class ResumeTokenError(TailnetError):
 
 class NotConnectedError(TailnetError):
     """The operation needs a connection, and there is none at the moment."""
+
+
+class RpcError(TailnetError):
+    """A call was answered with an error, or is to be.
+
+    Attributes:
+        text: For people, and for some peers to match.
+        code: 0 for most; 12 is Unimplemented.
+    """
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
 
 
 class ConfigError(TailnetError):

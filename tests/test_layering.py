@@ -21,6 +21,10 @@ IO_MODULES = {
     Path("tailnet/derp/login.py"): "one attempt to connect, under its deadline",
     Path("tailnet/derp/tls_stream.py"): "TLS on a stream of trio's",
     Path("tailnet/derp/session.py"): "the tasks of one connection",
+    Path("tailnet/control/session.py"): "the tasks of one control session",
+    Path("tailnet/control/calls.py"): "one call of it, at either end",
+    Path("tailnet/control/server.py"): "serving calls",
+    Path("tailnet/control/client.py"): "making calls",
 }
 
 # What blocks, sleeps, tells the time, throws dice or starts tasks.
@@ -113,3 +117,12 @@ def test_the_lowest_layer_knows_no_protocol(package: str) -> None:
 @pytest.mark.parametrize("path", modules("tailnet/stun"), ids=str)
 def test_protocols_do_not_know_each_other(path: Path) -> None:
     assert not any(is_within(name, "tailnet.derp") for name in imports(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["yamux_frames", "yamux", "keepalive", "drpc", "drpc_stream", "session"]
+)
+def test_the_control_transport_knows_no_other_protocol(name: str) -> None:
+    for imported in imports(Path(f"tailnet/control/{name}.py")):
+        assert not is_within(imported, "tailnet.derp")
+        assert not is_within(imported, "tailnet.control.proto")

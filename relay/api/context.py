@@ -19,11 +19,19 @@ from relay.pages.page import Request, Response
 from relay.serve_settings import ServeSettings
 from relay.store.model import AgentIdentity, User
 from relay.store.store import Store
+from tailnet.control.link import CLOSE_GOING_AWAY
 from tailnet.coordinator.resume import ResumeTokens
 from tailnet.coordinator.serve import CoordinatorService
 
-__all__ = ("VERSION_HEADER", "ApiContext", "ApiError", "ApiRequest", "Revisions",
-           "open_websocket")  # fmt: skip
+__all__ = (
+    "VERSION_HEADER",
+    "AgentSessions",
+    "ApiContext",
+    "ApiError",
+    "ApiRequest",
+    "Revisions",
+    "open_websocket",
+)
 
 # codersdk BuildVersionHeader: every answer says who gives it.
 VERSION_HEADER: Final = "X-Coder-Build-Version"
@@ -39,6 +47,31 @@ class ApiError(Exception):
     def __init__(self, answer: Response) -> None:
         super().__init__(answer.status)
         self.answer = answer
+
+
+class AgentSessions:
+    """The control channels that are open, by agent."""
+
+    def __init__(self) -> None:
+        self._links: dict[UUID, set[WebsocketLink]] = {}
+
+    def agent_ids(self) -> set[UUID]:
+        """The agents that have one."""
+        return set(self._links)
+
+    def add(self, agent_id: UUID, link: WebsocketLink) -> None:
+        self._links.setdefault(agent_id, set()).add(link)
+
+    def discard(self, agent_id: UUID, link: WebsocketLink) -> None:
+        links = self._links.get(agent_id, set())
+        links.discard(link)
+        if not links:
+            self._links.pop(agent_id, None)
+
+    def close(self, agent_id: UUID, reason: str) -> None:
+        """End the channels of an agent."""
+        for link in list(self._links.get(agent_id, ())):
+            link.fail(CLOSE_GOING_AWAY, reason)
 
 
 class Revisions:
@@ -79,6 +112,7 @@ class ApiContext:
         version: Of this program.
         heartbeats: Watch websockets.
         revisions: Changes of users, workspaces and agents.
+        agent_sessions: Agents' control channels.
     """
 
     settings: ServeSettings
@@ -93,6 +127,7 @@ class ApiContext:
     version: str
     heartbeats: Heartbeats = field(default_factory=Heartbeats)
     revisions: Revisions = field(default_factory=Revisions)
+    agent_sessions: AgentSessions = field(default_factory=AgentSessions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +199,8 @@ class ApiRequest:
             raise ApiError(
                 error_answer(
                     404,
-                    "Agent doesn't exist with that id, or you do not have access to it.",
+                    "Agent doesn't exist with that id, or you do not have access to "
+                    "it.",
                 )
             )
         return identity

@@ -17,8 +17,8 @@ from relay.front.http import encode_switch
 from relay.front.tls import TlsError
 from relay.front.wire import Wire
 from relay.pages.page import Request, Response, go_error
+from tailnet.control.link import CLOSE_GOING_AWAY, CLOSE_NORMAL
 from tailnet.derp.websocket import (
-    CLOSE_NORMAL,
     WebsocketAnswer,
     WebsocketStream,
     check_websocket_request,
@@ -26,8 +26,6 @@ from tailnet.derp.websocket import (
 from tailnet.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = (
-    "CLOSE_GOING_AWAY",
-    "CLOSE_INTERNAL_ERROR",
     "Heartbeats",
     "WebsocketLink",
     "accept_websocket",
@@ -35,10 +33,6 @@ __all__ = (
 )
 
 log = structlog.get_logger("relay.api")
-
-# RFC 6455 7.4.1.
-CLOSE_GOING_AWAY: Final = 1001
-CLOSE_INTERNAL_ERROR: Final = 1011
 
 # coder coderd/httpapi/websocket.go HeartbeatInterval. A Pong has as long.
 HEARTBEAT_INTERVAL: Final = 15.0

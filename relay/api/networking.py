@@ -14,17 +14,17 @@ import structlog
 
 from relay.api.answers import NOT_FOUND, Validation, error_answer, json_answer
 from relay.api.context import ApiContext, ApiError, ApiRequest, open_websocket
-from relay.api.link import CLOSE_GOING_AWAY, WebsocketLink, send_only
+from relay.api.link import WebsocketLink, send_only
 from relay.api.peer import ApiPeer
 from relay.api.router import Auth, Route
 from relay.api.tailnet_service import tailnet_handlers
 from relay.front.application import Takeover
 from relay.pages.page import Response
-from tailnet.control.session import serve_rpc
+from tailnet.control.link import CLOSE_GOING_AWAY
+from tailnet.control.server import serve_rpc
 from tailnet.control.version import check_version
 from tailnet.coordinator.auth import ClientAuth, UserAuth
-from tailnet.coordinator.resume import ResumeTokenError
-from tailnet.errors import VersionError
+from tailnet.errors import ResumeTokenError, VersionError
 
 __all__ = ("NETWORKING_ROUTES", "check_api_version")
 
@@ -32,7 +32,7 @@ log = structlog.get_logger("relay.api")
 
 # codersdk/workspacesdk: clients compare these word for word.
 UNSUPPORTED_VERSION: Final = "Unknown or unsupported API version"
-INVALID_RESUME_TOKEN: Final = "Invalid resume token"
+INVALID_RESUME_TOKEN: Final = "Invalid resume token"  # noqa: S105
 
 BROWSER_ONLY: Final = error_answer(
     409, "Non-browser connections are disabled for your deployment."
@@ -85,7 +85,7 @@ def _connection_info(context: ApiContext) -> Response:
     info: dict[str, Any] = {
         "derp_map": msgspec.Raw(context.derp_maps.encoded()),
         "derp_force_websockets": settings.derp_force_websockets,
-        "disable_direct_connections": settings.block_direct_connections,
+        "disable_direct_connections": settings.block_direct,
     }
     if settings.workspace_hostname_suffix:
         info["hostname_suffix"] = settings.workspace_hostname_suffix

@@ -28,9 +28,11 @@ log = structlog.get_logger("relay.api")
 
 Handler: TypeAlias = Callable[[ApiRequest], Awaitable[Response | Takeover]]
 
+API_PREFIX: Final = "/api/"
+
 # codersdk: the names of the cookie, the query parameter and the header.
-TOKEN_NAME: Final = "coder_session_token"
-TOKEN_HEADER: Final = "coder-session-token"
+TOKEN_NAME: Final = "coder_session_token"  # noqa: S105
+TOKEN_HEADER: Final = "coder-session-token"  # noqa: S105
 
 # coder coderd/httpmw/apikey.go
 SIGNED_OUT: Final = (
@@ -113,6 +115,10 @@ class Router:
         self._paths: dict[int, list[_Path]] = {}
         for path in sorted(by_pattern.values(), key=lambda p: _wildness(p.parts)):
             self._paths.setdefault(len(path.parts), []).append(path)
+
+    def knows(self, path: str) -> bool:
+        """Whether a path is the API's, be it only to say that it is not there."""
+        return path.startswith(API_PREFIX) or self._find(path)[0] is not None
 
     async def answer(self, request: Request) -> Response | Takeover:
         """Answer one request, whatever it is."""
