@@ -35,8 +35,20 @@ BANNED = (
 CLOCKS = {"now", "utcnow", "today"}
 
 
+# The command line: a program in the library's package, no protocol.
+COMMAND_LINE = Path("tailnet/cli")
+
+
+def is_command_line(path: Path) -> bool:
+    return COMMAND_LINE in path.parents or path == Path("tailnet/__main__.py")
+
+
 def protocol_modules() -> list[Path]:
-    return [path for path in modules("tailnet") if path not in IO_MODULES]
+    return [
+        path
+        for path in modules("tailnet")
+        if path not in IO_MODULES and not is_command_line(path)
+    ]
 
 
 @pytest.mark.parametrize("path", protocol_modules(), ids=str)
@@ -70,9 +82,55 @@ def test_exceptions_are_exceptions(path: Path) -> None:
     assert any(is_within(n, package) for n in names for package in (*BANNED, *allowed))
 
 
-@pytest.mark.parametrize("path", modules("tailnet"), ids=str)
-def test_library_never_imports_the_program(path: Path) -> None:
-    assert not any(is_within(name, "relay") for name in imports(path))
+@pytest.mark.parametrize(
+    "path", [p for p in modules("tailnet") if not is_command_line(p)], ids=str
+)
+def test_library_never_imports_the_programs(path: Path) -> None:
+    for name in imports(path):
+        assert not any(is_within(name, other) for other in ("relay", "tailnet.cli"))
+
+
+def loaded_by(node: ast.AST) -> list[str]:
+    """What a part of a module imports when that part runs, functions left out."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                continue
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                continue
+            case ast.Import(names=names):
+                found += [alias.name for alias in names]
+            case ast.ImportFrom(module=module):
+                found.append(str(module))
+            case _:
+                found += loaded_by(child)
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in modules("tailnet") if is_command_line(p)], ids=str
+)
+def test_commands_load_without_the_server(path: Path) -> None:
+    """Only inside the function that needs it: most commands are a client's."""
+    assert not any(is_within(name, "relay") for name in loaded_by(parsed(path)))
+
+
+def test_what_a_module_loads() -> None:
+    source = """
+import a
+if TYPE_CHECKING:
+    import b
+try:
+    from c import d
+except ImportError:
+    pass
+class E:
+    import f
+def g():
+    import h
+"""
+    assert loaded_by(ast.parse(source)) == ["a", "c", "f"]
 
 
 @pytest.mark.parametrize("path", [*modules("tailnet"), *modules("relay")], ids=str)
