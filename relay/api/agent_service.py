@@ -67,13 +67,19 @@ def agent_handlers(
         identity: The agent that calls, as it was when it connected.
         context: The rooms behind the API.
     """
+
+    def removed(agent_id: UUID) -> None:
+        # Whoever watches the store would do the same, a little later.
+        context.coordinator.remove_peer(agent_id, DELETED)
+        context.agent_sessions.close(agent_id, DELETED)
+
     return AgentService(
         identity,
         context.store,
         context.derp_maps,
         disable_direct=context.settings.block_direct,
         force_websockets=context.settings.derp_force_websockets,
-        removed=lambda agent_id: context.coordinator.remove_peer(agent_id, DELETED),
+        removed=removed,
     ).handlers()
 
 

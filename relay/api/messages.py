@@ -22,7 +22,7 @@ from wsproto.events import (
     TextMessage,
 )
 
-from relay.api.context import ApiRequest
+from relay.api.context import VERSION_HEADER, ApiRequest
 from relay.api.link import CLOSE_GOING_AWAY, accept_websocket
 from relay.front.application import Takeover
 from relay.front.http import encode_switch
@@ -161,7 +161,7 @@ def accept_messages(
 
     async def run(wire: Wire, rest: bytes) -> None:
         await wire.send(
-            encode_switch((*answer, ("X-Coder-Build-Version", request.context.version)))
+            encode_switch((*answer, (VERSION_HEADER, request.context.version)))
         )
         messages = MessageSocket(wire, rest)
         try:
