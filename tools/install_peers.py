@@ -42,7 +42,6 @@ CODER_MODULE: Final = ROOT / "tests" / "peers" / "coder"
 CODER_PROGRAMS: Final = (
     "coderagent",
     "coderclient",
-    "codercrowd",
     "coderrpc",
     "coderserver",
 )

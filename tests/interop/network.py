@@ -24,10 +24,10 @@ from typing import Final
 
 from tests.interop.tools import find_debian_tool, needs, needs_root
 
-__all__ = ("A", "B", "RELAY", "Network", "open_network")
+__all__ = ("HOST_A", "HOST_B", "RELAY", "Network", "open_network")
 
-A: Final = "198.51.100.2"
-B: Final = "198.51.100.6"
+HOST_A: Final = "198.51.100.2"
+HOST_B: Final = "198.51.100.6"
 RELAY: Final = "198.51.100.9"
 
 
