@@ -12,10 +12,13 @@ import enum
 import json
 import os
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
+
+import trio
 
 from tests.interop.programs import (
     Program,
@@ -31,12 +34,16 @@ Json: TypeAlias = dict[str, Any]
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 START_TIMEOUT: Final = 30.0  # seconds; the machine may be busy
-WORKSPACE: Final = "ws1"
 
 
 class ServerKind(enum.Enum):
     OURS = "tailnet serve"
     REFERENCE = "coderserver"
+
+    @property
+    def version(self) -> str:
+        """The newest API version that it knows."""
+        return "2.11" if self is ServerKind.OURS else "2.6"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,15 @@ class Agent:
 
     id: str
     token: str
+    workspace_id: str
     workspace: str
+
+
+class _Hands(Protocol):
+    """What an operator of a server does."""
+
+    async def add_workspace(self, name: str) -> Agent: ...
+    async def delete_workspace(self, name: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -77,10 +92,20 @@ class Server:
     stranger: User
     agents: tuple[Agent, ...]
 
+    _hands: _Hands = field(repr=False)
+
     @property
     def agent(self) -> Agent:
         """The first agent; most scenarios need one."""
         return self.agents[0]
+
+    async def add_workspace(self, name: str) -> Agent:
+        """Make another workspace of the owner, with one agent."""
+        return await self._hands.add_workspace(name)
+
+    async def delete_workspace(self, name: str) -> None:
+        """Delete a workspace, and its agent with it."""
+        await self._hands.delete_workspace(name)
 
 
 @contextlib.asynccontextmanager
@@ -132,14 +157,17 @@ async def open_server(
             agents=agents,
             wrapper=wrapper,
         )
-    async with opened as (program, owner, stranger, its_agents):
-        yield Server(kind, program, url, owner, stranger, its_agents)
+    async with opened as (program, owner, stranger, its_agents, hands):
+        yield Server(kind, program, url, owner, stranger, its_agents, hands)
+
+
+_Opened: TypeAlias = tuple[Program, User, User, tuple[Agent, ...], _Hands]
 
 
 @contextlib.asynccontextmanager
 async def _open_reference(
     folder: Path, *flags: str, wrapper: Sequence[str | Path]
-) -> AsyncIterator[tuple[Program, User, User, tuple[Agent, ...]]]:
+) -> AsyncIterator[_Opened]:
     output = folder / "reference.jsonl"
     async with open_program(
         *wrapper,
@@ -158,17 +186,46 @@ async def _open_reference(
             for user in inventory["users"]
         )
         agents = tuple(
-            Agent(agent["id"], agent["token"], workspace["name"])
+            Agent(agent["id"], agent["token"], workspace["id"], workspace["name"])
             for workspace in inventory["workspaces"]
             for agent in workspace["agents"]
         )
-        yield program, owner, stranger, agents
+        hands = _TestRoutes(f"http://{ready['address']}")
+        yield program, owner, stranger, agents, hands
+
+
+@dataclass(slots=True)
+class _TestRoutes:
+    """What only the reference has: routes that change who exists."""
+
+    url: str
+
+    async def add_workspace(self, name: str) -> Agent:
+        made = await self._call("POST", "/workspaces", name=name, agents=["main"])
+        (agent,) = made["agents"]
+        return Agent(agent["id"], agent["token"], made["id"], name)
+
+    async def delete_workspace(self, name: str) -> None:
+        inventory = await self._call("GET", "/inventory")
+        (found,) = (w["id"] for w in inventory["workspaces"] if w["name"] == name)
+        await self._call("DELETE", f"/{found}")
+
+    async def _call(self, method: str, path: str, **body: object) -> Json:
+        request = urllib.request.Request(
+            f"{self.url}/test{path}", json.dumps(body).encode(), method=method
+        )
+        return await trio.to_thread.run_sync(self._open, request)
+
+    def _open(self, request: urllib.request.Request) -> Json:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: Json = json.loads(answer.read() or b"{}")
+            return found
 
 
 @contextlib.asynccontextmanager
 async def _open_ours(
     folder: Path, *flags: str, agents: int, wrapper: Sequence[str | Path]
-) -> AsyncIterator[tuple[Program, User, User, tuple[Agent, ...]]]:
+) -> AsyncIterator[_Opened]:
     data = folder / "data"
     async with open_program(
         *wrapper,
@@ -187,8 +244,12 @@ async def _open_ours(
             await operator.user("owner"),
             await operator.user("stranger"),
             tuple(
-                [await operator.agent(f"ws{number}") for number in range(1, agents + 1)]
+                [
+                    await operator.add_workspace(f"ws{number}")
+                    for number in range(1, agents + 1)
+                ]
             ),
+            operator,
         )
 
 
@@ -206,35 +267,41 @@ class _Operator:
         made = await self.make(f"user-{name}", "user", "create", name)
         return User(made["id"], made["username"], made["token"])
 
-    async def agent(self, workspace: str) -> Agent:
-        await self.make(
-            f"workspace-{workspace}",
-            *("workspace", "create", workspace, "--owner", "owner"),
+    async def add_workspace(self, name: str) -> Agent:
+        workspace = await self.make(
+            f"workspace-{name}",
+            *("workspace", "create", name, "--owner", "owner"),
         )
-        made = await self.make(
-            f"agent-{workspace}",
-            *("agent", "create", "main", "--workspace", f"owner/{workspace}"),
+        agent = await self.make(
+            f"agent-{name}",
+            *("agent", "create", "main", "--workspace", f"owner/{name}"),
         )
-        return Agent(made["id"], made["token"], workspace)
+        return Agent(agent["id"], agent["token"], workspace["id"], name)
+
+    async def delete_workspace(self, name: str) -> None:
+        await self.run("workspace", "delete", f"owner/{name}")
 
     async def make(self, key: str, *command: str) -> Json:
         kept = self.folder / f"made-{key}.json"
         if not kept.exists():
-            runs = self.folder / "operator"
-            runs.mkdir(exist_ok=True)
-            done = await run_program(
-                *(sys.executable, "-m", "tailnet.cli.main", *command),
-                *("-o", "json", "--data-dir", self.data),
-                folder=runs,
-                timeout=30,
-                env=_our_environment(self.folder),
-                cwd=ROOT,
-                name="tailnet",
-            )
-            assert done.returncode == 0, done.log
-            kept.write_bytes(done.stdout)
+            kept.write_bytes(await self.run(*command))
         made: Json = json.loads(kept.read_bytes())
         return made
+
+    async def run(self, *command: str) -> bytes:
+        runs = self.folder / "operator"
+        runs.mkdir(exist_ok=True)
+        done = await run_program(
+            *(sys.executable, "-m", "tailnet.cli.main", *command),
+            *("-o", "json", "--data-dir", self.data),
+            folder=runs,
+            timeout=30,
+            env=_our_environment(self.folder),
+            cwd=ROOT,
+            name="tailnet",
+        )
+        assert done.returncode == 0, done.log
+        return done.stdout
 
 
 def _our_environment(folder: Path) -> dict[str, str]:

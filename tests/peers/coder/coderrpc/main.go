@@ -20,6 +20,9 @@
 //	               "seconds" (5)
 //	sleep          "seconds"
 //	drop           close the TCP connection without a word
+//
+// Streams end with a line "<name>_end": "eof", or "error" and "code". A connection that the server ends is
+// a "closed" line, with the code of the websocket.
 package main
 
 import (
@@ -34,6 +37,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/hashicorp/yamux"
 
@@ -82,12 +86,16 @@ func main() {
 	_, stream := codersdk.WebsocketNetConn(ctx, conn, websocket.MessageBinary)
 	config := yamux.DefaultConfig()
 	config.LogOutput = io.Discard
-	session, err := yamux.Client(&tellingConn{Conn: stream}, config)
+	p := newPerformer(ctx, raw)
+	telling := &tellingConn{Conn: stream, performer: p}
+	session, err := yamux.Client(telling, config)
 	if err != nil {
 		peer.Fail("yamux: %v", err)
 	}
-	p := newPerformer(ctx, drpcsdk.MultiplexedConn(session), raw)
+	p.begin(drpcsdk.MultiplexedConn(session))
 	ok := performAll(p)
+	// From here on it is we who end it.
+	telling.over.Store(true)
 	_ = session.Close()
 	_ = conn.Close(websocket.StatusNormalClosure, "")
 	if !ok {
@@ -125,17 +133,17 @@ func refused(response *http.Response, err error) {
 	os.Exit(1)
 }
 
-// tellingConn says how the byte stream ended: for a websocket, its close code and reason.
+// tellingConn says how the server ended the byte stream: for a websocket, its close code and reason.
 type tellingConn struct {
 	net.Conn
-	said bool
+	performer *performer
+	over      atomic.Bool
 }
 
 func (c *tellingConn) Read(buffer []byte) (int, error) {
 	n, err := c.Conn.Read(buffer)
-	if err != nil && !c.said {
-		c.said = true
-		peer.Emit("closed", peer.Event{
+	if err != nil && !c.over.Swap(true) {
+		c.performer.emit("closed", peer.Event{
 			"code": int(websocket.CloseStatus(err)), "eof": err == io.EOF, "error": err.Error(),
 		})
 	}

@@ -51,11 +51,15 @@ type performer struct {
 	changed chan struct{}
 }
 
-func newPerformer(ctx context.Context, conn drpc.Conn, raw net.Conn) *performer {
+func newPerformer(ctx context.Context, raw net.Conn) *performer {
 	return &performer{
-		ctx: ctx, raw: raw, conn: conn, client: tailnetproto.NewDRPCTailnetClient(conn),
-		counts: make(map[string]int), changed: make(chan struct{}),
+		ctx: ctx, raw: raw, counts: make(map[string]int), changed: make(chan struct{}),
 	}
+}
+
+func (p *performer) begin(conn drpc.Conn) {
+	p.conn = conn
+	p.client = tailnetproto.NewDRPCTailnetClient(conn)
 }
 
 // emit prints a line and counts it for "wait".

@@ -213,6 +213,9 @@ func (s *server) addTestRoutes(mux *http.ServeMux) {
 			"refused": s.upgrades.refused.Load(),
 		})
 	})
+	mux.HandleFunc("GET /test/inventory", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, s.inventory.describe())
+	})
 	mux.HandleFunc("POST /test/workspaces", func(w http.ResponseWriter, r *http.Request) {
 		var body struct {
 			Name   string   `json:"name"`
