@@ -229,7 +229,7 @@ async def _open_ours(
     data = folder / "data"
     async with open_program(
         *wrapper,
-        *(sys.executable, "-m", "tailnet.cli.main", "serve"),
+        *(sys.executable, "-m", "tailnet", "serve"),
         *flags,
         *("--data-dir", data),
         log_file=folder / "serve.log",
@@ -270,11 +270,11 @@ class _Operator:
     async def add_workspace(self, name: str) -> Agent:
         workspace = await self.make(
             f"workspace-{name}",
-            *("workspace", "create", name, "--owner", "owner"),
+            *("workspace", "create", f"owner/{name}"),
         )
         agent = await self.make(
             f"agent-{name}",
-            *("agent", "create", "main", "--workspace", f"owner/{name}"),
+            *("agent", "create", f"owner/{name}/main"),
         )
         return Agent(agent["id"], agent["token"], workspace["id"], name)
 
@@ -292,7 +292,7 @@ class _Operator:
         runs = self.folder / "operator"
         runs.mkdir(exist_ok=True)
         done = await run_program(
-            *(sys.executable, "-m", "tailnet.cli.main", *command),
+            *(sys.executable, "-m", "tailnet", *command),
             *("-o", "json", "--data-dir", self.data),
             folder=runs,
             timeout=30,
