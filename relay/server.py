@@ -12,6 +12,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from socket import socket
 from typing import Final
 
@@ -142,6 +143,7 @@ async def open_server(
     Raises:
         ConfigError: A port, file or certificate cannot be used.
     """
+    _make_data_dir(settings.data_dir)
     if store is None:
         try:
             async with (
@@ -242,6 +244,21 @@ async def _run_server(
                 if sockets.stun is not None:
                     services.start_soon(serve_stun, sockets.stun, server.stun)
                 yield server
+
+
+def _make_data_dir(path: Path) -> None:
+    """Make the data directory, closed to others, if it is not there.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot make the data directory {path}: {exc.strerror}; choose another "
+            "--data-dir"
+        ) from exc
 
 
 class _Sockets:
