@@ -201,11 +201,11 @@ async def open_rpc_client(
         ping_interval: Seconds between the server's answer and the next ping;
             30 if None.
     """
-    session: Session = Session(link, Role.CLIENT, ping_interval=ping_interval)
     raised: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_run, session, nursery)
+            session = Session(link, Role.CLIENT, nursery, ping_interval=ping_interval)
+            nursery.start_soon(session.run)
             try:
                 yield RpcClient(session)
             except BaseException as exc:
@@ -222,7 +222,3 @@ async def open_rpc_client(
         if raised is not None and group.exceptions == (raised,):
             raise raised from raised.__cause__
         raise
-
-
-async def _run(session: Session, nursery: trio.Nursery) -> None:
-    await session.run(nursery)

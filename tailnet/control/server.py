@@ -201,17 +201,18 @@ async def serve_rpc(
         text = _UNKNOWN_RPC.format(call.method)
         call.finish(RpcError(text, UNIMPLEMENTED))
 
-    session: Session = Session(
-        link,
-        Role.SERVER,
-        make_call=lambda session, stream: ServerCall(session, stream, start),
-        ping_interval=ping_interval,
-        max_streams=max_streams,
-        on_pong=on_pong,
-    )
     async with trio.open_nursery() as nursery:
+        session = Session(
+            link,
+            Role.SERVER,
+            nursery,
+            make_call=lambda session, stream: ServerCall(session, stream, start),
+            ping_interval=ping_interval,
+            max_streams=max_streams,
+            on_pong=on_pong,
+        )
         try:
-            await session.run(nursery)
+            await session.run()
         finally:
             end = session.end
             assert end is not None

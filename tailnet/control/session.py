@@ -99,6 +99,7 @@ class Session:
     Args:
         link: The connection; whoever runs the session closes it.
         role: Which end.
+        nursery: For the task that writes when the socket is full.
         make_call: Makes the call of a stream that the peer has opened.
         ping_interval: Seconds between an answer and the next ping; the usual
             ones if None.
@@ -118,6 +119,7 @@ class Session:
         self,
         link: Link,
         role: Role,
+        nursery: trio.Nursery,
         *,
         make_call: Callable[[Session, YamuxStream], Call] | None = None,
         ping_interval: float | None = None,
@@ -141,7 +143,7 @@ class Session:
         )
         self._held = 0
         self._unread_control = 0
-        self._nursery: trio.Nursery | None = None
+        self._nursery = nursery
         self._waiting: trio.CancelScope | None = None
         self._writing = False
         # While the socket is full: when to look next whether it took anything,
@@ -151,16 +153,11 @@ class Session:
 
     # -- life ---------------------------------------------------------------
 
-    async def run(self, nursery: trio.Nursery) -> SessionEnd:
-        """Read until the session is over, however it ends.
+    async def run(self) -> None:
+        """Read until the session is over, however it ends; ``end`` says how.
 
-        Args:
-            nursery: For the task that writes when the socket is full.
-
-        Returns:
-            How it ended. The calls have been told.
+        On return the calls have been told.
         """
-        self._nursery = nursery
         try:
             while self.end is None:
                 await self._read_once()
@@ -170,8 +167,6 @@ class Session:
             for call in list(self.calls.values()):
                 call.handle_reset()
             self.calls.clear()
-        assert self.end is not None
-        return self.end
 
     def finish(self, end: SessionEnd) -> None:
         """End the session; ``run`` returns soon. The first call counts."""
@@ -302,7 +297,7 @@ class Session:
             self._fail("the peer floods and does not read the answers")
 
     def _start_writing(self) -> None:
-        if self._nursery is not None and self.end is None:
+        if self.end is None:
             self._writing = True
             self._watch_for_stall(self.handed - self.link.unsent)
             self._adjust_deadline()

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 import structlog.testing
 import trio
-import trio.testing
+from trio.testing import MockClock
 
 from tailnet.control.client import RpcClient, open_rpc_client
 from tailnet.control.server import (
-    CALL_GRACE,
     Handler,
     ServerCall,
     serve_rpc,
@@ -22,13 +20,9 @@ from tailnet.control.server import (
 )
 from tailnet.errors import (
     LocalProtocolError,
-    NotConnectedError,
-    RemoteProtocolError,
     RpcError,
 )
 from tests.control.memory_link import MemoryLink, link_pair
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 ECHO, COUNT, CHAT = "/test.Test/Echo", "/test.Test/Count", "/test.Test/Chat"
 
@@ -78,7 +72,7 @@ async def rig(
 # -- the three shapes -------------------------------------------------------
 
 
-async def test_unary() -> None:
+async def test_unary(autojump_clock: MockClock) -> None:
     async with rig() as r:
         assert await r.client.unary(ECHO, b"hello") == b"hello"
         assert await r.client.unary(ECHO, b"") == b""
@@ -88,7 +82,7 @@ async def test_unary() -> None:
     assert r.near.closed_with == r.far.closed_with == (1000, "")
 
 
-async def test_server_streaming() -> None:
+async def test_server_streaming(autojump_clock: MockClock) -> None:
     async with rig() as r, r.client.call(COUNT) as call:
         await call.send(b"1000")
         await call.close_send()
@@ -96,7 +90,7 @@ async def test_server_streaming() -> None:
         assert await call.receive() is None
 
 
-async def test_bidirectional() -> None:
+async def test_bidirectional(autojump_clock: MockClock) -> None:
     async with rig() as r, r.client.call(CHAT) as call:
         for word in (b"a", b"", b"b" * 300_000):
             await call.send(word)
@@ -105,7 +99,7 @@ async def test_bidirectional() -> None:
         assert await call.receive() is None
 
 
-async def test_calls_at_the_same_time() -> None:
+async def test_calls_at_the_same_time(autojump_clock: MockClock) -> None:
     async def one(client: RpcClient, number: int) -> None:
         assert await client.unary(ECHO, b"%d" % number) == b"%d" % number
         answered.append(number)
@@ -118,7 +112,7 @@ async def test_calls_at_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("size", [65_535, 65_536, 65_537, 4 << 20])
-async def test_large_messages(size: int) -> None:
+async def test_large_messages(autojump_clock: MockClock, size: int) -> None:
     message = bytes(i % 251 for i in range(1000)) * (size // 1000) + b"x" * (
         size % 1000
     )
@@ -126,7 +120,7 @@ async def test_large_messages(size: int) -> None:
         assert await r.client.unary(ECHO, message) == message
 
 
-async def test_too_large_messages() -> None:
+async def test_too_large_messages(autojump_clock: MockClock) -> None:
     async def large(call: ServerCall, request: bytes) -> bytes:
         return bytes((4 << 20) + 1)
 
@@ -137,7 +131,7 @@ async def test_too_large_messages() -> None:
             await r.client.unary(ECHO, b"")
 
 
-async def test_metadata() -> None:
+async def test_metadata(autojump_clock: MockClock) -> None:
     async def read(call: ServerCall, request: bytes) -> bytes:
         return call.metadata[request.decode()].encode()
 
@@ -146,7 +140,7 @@ async def test_metadata() -> None:
         assert await r.client.unary(ECHO, b"user", metadata=metadata) == b"alice"
 
 
-async def test_unknown_method() -> None:
+async def test_unknown_method(autojump_clock: MockClock) -> None:
     async with rig() as r:
         with pytest.raises(RpcError) as caught:
             await r.client.unary("/test.Test/No", b"x")
@@ -155,14 +149,16 @@ async def test_unknown_method() -> None:
         assert await r.client.unary(ECHO, b"goes on") == b"goes on"
 
 
-async def test_bug_in_a_handler_ends_only_its_call() -> None:
+async def test_bug_in_a_handler_ends_only_its_call(autojump_clock: MockClock) -> None:
     async def buggy(call: ServerCall, request: bytes) -> bytes:
         return [b"a"][len(request)]
 
     async with rig({**HANDLERS, COUNT: unary(buggy)}) as r:
-        with structlog.testing.capture_logs() as logs:
-            with pytest.raises(RpcError, match="^panic serving dRPC request$"):
-                await r.client.unary(COUNT, b"ab")
+        with (
+            structlog.testing.capture_logs() as logs,
+            pytest.raises(RpcError, match=r"^panic serving dRPC request$"),
+        ):
+            await r.client.unary(COUNT, b"ab")
         assert [entry["event"] for entry in logs] == ["rpc handler failed"]
         assert isinstance(logs[0]["exc_info"], IndexError)
         assert await r.client.unary(ECHO, b"x") == b"x"
