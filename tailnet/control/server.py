@@ -197,7 +197,7 @@ async def serve_rpc(
         if handler is not None:
             nursery.start_soon(call.run, handler, name=call.method)
             return
-        log.info("rpc method unknown", **call.describe())
+        log.debug("rpc method unknown", **call.describe())
         text = _UNKNOWN_RPC.format(call.method)
         call.finish(RpcError(text, UNIMPLEMENTED))
 
@@ -217,6 +217,11 @@ async def serve_rpc(
             end = session.end
             assert end is not None
             note = log.info if end.code == CLOSE_INTERNAL_ERROR else log.debug
-            note("rpc session ended", reason=end.reason, code=end.code)
+            note(
+                "rpc session ended",
+                reason=end.reason,
+                code=end.code,
+                refused_streams=session.refused_streams,
+            )
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await link.aclose(end.code, end.close_reason)

@@ -39,7 +39,6 @@ from tailnet.control.yamux import (
     YamuxConnection,
     YamuxStream,
 )
-from tailnet.control.yamux_frames import GoAwayCode
 from tailnet.errors import NotConnectedError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "CLOSE_TIMEOUT",
+    "MAX_FAILED_CALLS",
     "MAX_HELD_LEN",
     "MAX_UNREAD_CONTROL_LEN",
     "WRITE_TIMEOUT",
@@ -69,6 +69,9 @@ MAX_HELD_LEN: Final = 16 << 20
 # Ours: answers to the peer's frames (pongs, resets, credit) that it does not
 # read. Else a flood of pings would fill the memory.
 MAX_UNREAD_CONTROL_LEN: Final = 64 << 10
+
+# Ours: calls of one session that break dRPC, each of which is logged.
+MAX_FAILED_CALLS: Final = 16
 
 # Above this many bytes, ``wait_writable`` waits.
 _HIGH_WATER: Final = 64 << 10
@@ -142,6 +145,7 @@ class Session:
             interval=PING_INTERVAL if ping_interval is None else ping_interval,
         )
         self._held = 0
+        self._failed_calls = 0
         self._unread_control = 0
         self._nursery = nursery
         self._waiting: trio.CancelScope | None = None
@@ -167,6 +171,11 @@ class Session:
             for call in list(self.calls.values()):
                 call.handle_reset()
             self.calls.clear()
+
+    @property
+    def refused_streams(self) -> int:
+        """Streams of the peer's beyond the limit."""
+        return self._yamux.refused
 
     def finish(self, end: SessionEnd) -> None:
         """End the session; ``run`` returns soon. The first call counts."""
@@ -373,11 +382,10 @@ class Session:
 
     def fail_call(self, call: Call, exc: RemoteProtocolError) -> None:
         """The peer broke dRPC in one call: that ends it, and nothing else."""
+        self._failed_calls += 1
+        if self._failed_calls > MAX_FAILED_CALLS:
+            self._fail(f"{self._failed_calls} calls broke the protocol: {exc}")
+            return
         log.info("rpc call failed", reason=str(exc), **call.describe())
         self.reset_stream(call.stream)
         call.handle_reset()
-
-    def go_away(self) -> None:
-        """Take no new streams."""
-        self._yamux.send_go_away(GoAwayCode.NORMAL)
-        self.flush_control()
