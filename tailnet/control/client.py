@@ -11,7 +11,7 @@ import trio
 from tailnet.control.calls import Call
 from tailnet.control.drpc_stream import CallState
 from tailnet.control.link import Link
-from tailnet.control.session import CLOSE_TIMEOUT, Session, SessionEnd
+from tailnet.control.session import Session, SessionEnd
 from tailnet.control.yamux import Role
 from tailnet.errors import NotConnectedError, RpcError
 
@@ -213,8 +213,7 @@ async def open_rpc_client(
                 raise
             finally:
                 session.finish(SessionEnd())
-                with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                    await link.aclose()
+                await session.close()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # The session's own tasks raise nothing, so this is the block's own

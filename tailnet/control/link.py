@@ -52,7 +52,7 @@ class Link(Protocol):
         ...
 
     async def flush(self) -> None:
-        """Write until nothing is kept.
+        """Write until nothing is kept. To cancel this loses nothing.
 
         Raises:
             OSError, trio.BrokenResourceError: The connection broke.

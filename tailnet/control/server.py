@@ -17,7 +17,7 @@ from tailnet.control.calls import Call
 from tailnet.control.drpc import UNIMPLEMENTED
 from tailnet.control.drpc_stream import CallState, Invoked
 from tailnet.control.link import CLOSE_INTERNAL_ERROR, Link
-from tailnet.control.session import CLOSE_TIMEOUT, Session
+from tailnet.control.session import Session
 from tailnet.control.yamux import MAX_STREAMS, Role, YamuxStream
 from tailnet.errors import ProtocolError, RpcError
 
@@ -223,5 +223,4 @@ async def serve_rpc(
                 code=end.code,
                 refused_streams=session.refused_streams,
             )
-            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await link.aclose(end.code, end.close_reason)
+            await session.close()

@@ -149,7 +149,7 @@ class Session:
         self._unread_control = 0
         self._nursery = nursery
         self._waiting: trio.CancelScope | None = None
-        self._writing = False
+        self._writing: trio.CancelScope | None = None
         # While the socket is full: when to look next whether it took anything,
         # and how much it had taken at the last look.
         self._stall_deadline = math.inf
@@ -183,8 +183,18 @@ class Session:
             self.end = end
             self.ended.set()
             self.room.unpark_all()
-            if self._waiting is not None:
-                self._waiting.cancel()
+            for scope in (self._waiting, self._writing):
+                if scope is not None:
+                    scope.cancel()
+
+    async def close(self) -> None:
+        """Close the link of a session that is over, and say why."""
+        assert self.end is not None
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            # Two tasks must not write at once.
+            while self._writing is not None:
+                await self.room.park()
+            await self.link.aclose(self.end.code, self.end.close_reason)
 
     def _fail(self, reason: str) -> None:
         self.finish(SessionEnd(reason, CLOSE_INTERNAL_ERROR))
@@ -289,7 +299,7 @@ class Session:
             self.flush_control()
         self.handed += len(data)
         self.link.send_nowait(data)
-        if self.link.unsent and not self._writing:
+        if self.link.unsent and self._writing is None:
             self._start_writing()
 
     def flush_control(self) -> None:
@@ -307,22 +317,23 @@ class Session:
 
     def _start_writing(self) -> None:
         if self.end is None:
-            self._writing = True
+            self._writing = trio.CancelScope()
             self._watch_for_stall(self.handed - self.link.unsent)
             self._adjust_deadline()
-            self._nursery.start_soon(self._write)
+            self._nursery.start_soon(self._write, self._writing)
 
-    async def _write(self) -> None:
+    async def _write(self, scope: trio.CancelScope) -> None:
         """Write what the socket did not take at once."""
         try:
-            while self.link.unsent:
-                await self.link.flush()
+            with scope:
+                while self.link.unsent:
+                    await self.link.flush()
         except trio.ClosedResourceError:
             self.finish(SessionEnd())
         except (OSError, trio.BrokenResourceError) as exc:
             self._fail(f"the connection broke: {exc.__cause__ or exc}")
         finally:
-            self._writing = False
+            self._writing = None
             self._stall_deadline = math.inf
             self.room.unpark_all()
 
