@@ -3,9 +3,10 @@
 How the library is layered, lowest first:
 
 - ``errors`` and ``keys`` know nothing of any protocol.
-- One folder per protocol (``derp``, ``stun``): bytes in and bytes out, no
+- One folder per protocol (``derp``, ``stun``, ``control``): bytes in and bytes out, no
   sockets, no clocks, no tasks. Both ends of each protocol live there.
-- ``derp/client.py`` puts the DERP protocol on trio sockets.
+- ``derp/client.py`` puts the DERP protocol on trio sockets; ``control/server.py``
+  and ``control/client.py`` put the control protocol on a websocket.
 - The relay program is the package ``relay`` beside this one; the library
   never imports it.
 
@@ -43,16 +44,23 @@ from tailnet.derp.frames import (
 )
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
+    AlreadyExistsError,
     AuthorizationError,
     ConfigError,
     ConnectError,
     DERPMapError,
+    InUseError,
+    InvalidRecordError,
     KeyFormatError,
     LocalProtocolError,
     NotConnectedError,
+    NotFoundError,
     ProtocolError,
     RemoteProtocolError,
     ResumeTokenError,
+    RpcError,
+    StoreError,
+    StoreUnavailableError,
     TailnetError,
     UnknownAttributesError,
     VersionError,
@@ -66,6 +74,7 @@ from tailnet.keys import (
 )
 
 __all__ = (
+    "AlreadyExistsError",
     "AuthorizationError",
     "ClientDropReason",
     "ClientInfo",
@@ -86,12 +95,15 @@ __all__ = (
     "DiscoPublic",
     "Disconnected",
     "Health",
+    "InUseError",
+    "InvalidRecordError",
     "KeyFormatError",
     "LocalProtocolError",
     "MeshKey",
     "NodePrivate",
     "NodePublic",
     "NotConnectedError",
+    "NotFoundError",
     "PeerGone",
     "PeerGoneReason",
     "PeerPresent",
@@ -101,7 +113,10 @@ __all__ = (
     "RemoteProtocolError",
     "Restarting",
     "ResumeTokenError",
+    "RpcError",
     "ServerInfo",
+    "StoreError",
+    "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
     "VersionError",
