@@ -16,6 +16,7 @@ import click
 from tailnet.cli.agent import agent
 from tailnet.cli.command import VERBOSE, Group
 from tailnet.cli.login import login
+from tailnet.cli.serve import serve
 from tailnet.cli.token import token
 from tailnet.cli.user import user
 from tailnet.cli.workspace import workspace
@@ -30,7 +31,7 @@ def cli() -> None:
     """Connect to agents, and run the server that they meet at."""
 
 
-for command in (agent, login, token, user, workspace):
+for command in (agent, login, serve, token, user, workspace):
     cli.add_command(command)
 
 
