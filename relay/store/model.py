@@ -76,9 +76,8 @@ __all__ = (
 # codersdk/name.go NameValid.
 MAX_NAME_LEN: Final = 32
 _NAME: Final = re.compile(r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*")
-# The first two as in NameValid; the last stands for "whoever asks" in paths
-# of the API (/api/v2/users/me).
-_RESERVED_NAMES: Final = frozenset({"new", "create", "me"})
+# As in NameValid: they are words of paths.
+_RESERVED_NAMES: Final = frozenset({"new", "create"})
 
 # Bytes of log output of one agent; Coder's check max_logs_length.
 MAX_LOG_SIZE: Final = 1 << 20
@@ -111,7 +110,7 @@ def check_name(kind: str, name: str) -> None:
             f"{name!r} is no name for {kind}: a name has 1 to {MAX_NAME_LEN} letters "
             "and digits (ASCII), with single hyphens between them"
         )
-    if name.lower() in _RESERVED_NAMES:
+    if name in _RESERVED_NAMES:
         raise InvalidRecordError(f"{name!r} is no name for {kind}: it is reserved")
 
 

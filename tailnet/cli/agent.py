@@ -55,13 +55,13 @@ def agent() -> None:
     """Agents: the nodes that users connect to."""
 
 
-@agent.command()
+@agent.command("create")
 @click.argument("path", metavar=FORM, type=PathOfNames(FORM))
 @click.option("--id", "agent_id", type=UuidType(), help="Default: a random one.")
 @click.option("--token", type=UuidType(), help="Default: a random one.")
 @data_dir_option
 @output_option
-def create(
+def _create(
     path: tuple[str, str, str],
     agent_id: UUID | None,
     token: UUID | None,
@@ -88,7 +88,7 @@ def create(
 @click.argument("target", metavar=FORM, type=TARGET)
 @data_dir_option
 @output_option
-def renew_token(
+def _renew_token(
     target: tuple[str, ...] | UUID, data_dir: Path | None, output: OutputFormat
 ) -> None:
     """Give an agent (names or UUID) another token; the old one is void."""
@@ -117,7 +117,7 @@ def _print_with_token(
 @click.argument("where", metavar="[OWNER[/WORKSPACE]]", required=False)
 @data_dir_option
 @output_option
-def list_(where: str | None, data_dir: Path | None, output: OutputFormat) -> None:
+def _list(where: str | None, data_dir: Path | None, output: OutputFormat) -> None:
     """List the agents of OWNER, or of a workspace, or all."""
     names = tuple((where or "").split("/")) if where is not None else ()
     if len(names) > 2 or not all(names):
@@ -155,11 +155,11 @@ def list_(where: str | None, data_dir: Path | None, output: OutputFormat) -> Non
     )
 
 
-@agent.command()
+@agent.command("show")
 @click.argument("target", metavar=FORM, type=TARGET)
 @data_dir_option
 @output_option
-def show(
+def _show(
     target: tuple[str, ...] | UUID, data_dir: Path | None, output: OutputFormat
 ) -> None:
     """Show an agent (names or UUID); -o json adds all that it reported."""
@@ -230,11 +230,11 @@ def _show_text(
     )
 
 
-@agent.command()
+@agent.command("delete")
 @click.argument("target", metavar=FORM, type=TARGET)
 @data_dir_option
 @output_option
-def delete(
+def _delete(
     target: tuple[str, ...] | UUID, data_dir: Path | None, output: OutputFormat
 ) -> None:
     """Delete an agent (names or UUID), its sub-agents and their reports."""

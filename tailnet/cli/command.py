@@ -63,7 +63,7 @@ class Group(Command, click.Group):
     """A family of commands, all of the class above."""
 
     command_class: type[click.Command] | None = Command
-    group_class: type[click.Group] | type[type] | None = type
+    group_class: type[click.Group | type] | None = type
 
 
 def output_option(function: FunctionT) -> FunctionT:
@@ -102,7 +102,7 @@ class UuidType(click.ParamType[UUID]):
         ctx: click.Context | None,
     ) -> UUID:
         """Parse it, or say what one looks like."""
-        parsed = value if isinstance(value, UUID) else parse_uuid(str(value))
+        parsed = value if isinstance(value, UUID) else _parse_uuid(str(value))
         if parsed is None:
             self.fail(
                 f"{value!r} is not a UUID such as 0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f0",
@@ -112,7 +112,7 @@ class UuidType(click.ParamType[UUID]):
         return parsed
 
 
-def parse_uuid(text: str) -> UUID | None:
+def _parse_uuid(text: str) -> UUID | None:
     """The UUID in a text of the usual form; None if it is something else."""
     try:
         parsed = UUID(text)
@@ -145,7 +145,7 @@ class PathOfNames(click.ParamType[tuple[str, ...] | UUID]):
         """Split it, or say what it should look like."""
         if not isinstance(value, str):  # a value that was converted already
             return value  # type: ignore[no-any-return]
-        if self.or_uuid and (parsed := parse_uuid(value)) is not None:
+        if self.or_uuid and (parsed := _parse_uuid(value)) is not None:
             return parsed
         names = tuple(value.split("/"))
         if len(names) != self.form.count("/") + 1 or not all(names):

@@ -82,7 +82,8 @@ def _report(exc: click.ClickException | TailnetError, *, verbose: bool) -> int:
         message = exc.format_message().replace("\n", " ").rstrip(".")
         if isinstance(exc, click.UsageError) and exc.ctx is not None:
             name = exc.ctx.command_path
-            message = f"{message}; see {name} --help"
+            message += " See" if message.endswith("?") else "; see"
+            message += f" {name} --help"
     else:
         # What an argument or setting says is wrong, and trying again is no use.
         name, message = "tailnet", str(exc)

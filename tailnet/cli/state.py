@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import UUID
 
 import click
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ("require_agent", "require_user", "require_workspace", "run_on_store")
 
 ResultT = TypeVar("ResultT")
+
+# Seconds to wait for the server, or another command, that is writing.
+BUSY_TIMEOUT: Final = 5.0
 
 
 def run_on_store(
@@ -50,7 +53,9 @@ def run_on_store(
 
     async def run() -> ResultT:
         # Nothing else runs in this loop that a query could hold up.
-        async with open_store(database, threads=False) as store:
+        async with open_store(
+            database, busy_timeout=BUSY_TIMEOUT, threads=False
+        ) as store:
             return await command(store)
 
     try:

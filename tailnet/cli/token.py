@@ -39,7 +39,7 @@ def token() -> None:
     """API keys, with which users connect. An agent's: tailnet agent renew-token."""
 
 
-@token.command()
+@token.command("create")
 @click.argument("user", type=USER)
 @click.option("--name", default="", help="What it is for.")
 @click.option(
@@ -48,7 +48,7 @@ def token() -> None:
 @click.option("--token", "wanted", metavar="TOKEN", help="Default: a random one.")
 @data_dir_option
 @output_option
-def create(
+def _create(
     user: tuple[str, ...] | UUID,
     name: str,
     expires_in: timedelta | None,
@@ -84,7 +84,7 @@ def create(
 @click.argument("user", required=False, type=USER)
 @data_dir_option
 @output_option
-def list_(
+def _list(
     user: tuple[str, ...] | UUID | None, data_dir: Path | None, output: OutputFormat
 ) -> None:
     """List the API keys of USER, or all, without their secrets."""
@@ -105,11 +105,11 @@ def list_(
     )
 
 
-@token.command()
+@token.command("revoke")
 @click.argument("key_id", metavar="ID")
 @data_dir_option
 @output_option
-def revoke(key_id: str, data_dir: Path | None, output: OutputFormat) -> None:
+def _revoke(key_id: str, data_dir: Path | None, output: OutputFormat) -> None:
     """Revoke the API key ID: the first ten characters of its token."""
     run_on_store(data_dir, lambda store: store.delete_api_key(key_id))
     if output is OutputFormat.JSON:

@@ -38,7 +38,7 @@ def user() -> None:
     """Users: who owns workspaces and connects to agents."""
 
 
-@user.command()
+@user.command("create")
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="May use every agent and the debug pages.")
 @click.option(
@@ -46,7 +46,7 @@ def user() -> None:
 )
 @data_dir_option
 @output_option
-def create(
+def _create(
     name: str,
     *,
     admin: bool,
@@ -82,7 +82,7 @@ def create(
 @user.command("list")
 @data_dir_option
 @output_option
-def list_(data_dir: Path | None, output: OutputFormat) -> None:
+def _list(data_dir: Path | None, output: OutputFormat) -> None:
     """List the users."""
     found = run_on_store(data_dir, lambda store: store.list_users())
     if output is OutputFormat.JSON:
@@ -94,11 +94,11 @@ def list_(data_dir: Path | None, output: OutputFormat) -> None:
     )
 
 
-@user.command()
+@user.command("show")
 @click.argument("name", type=NAME)
 @data_dir_option
 @output_option
-def show(
+def _show(
     name: tuple[str, ...] | UUID, data_dir: Path | None, output: OutputFormat
 ) -> None:
     """Show the user NAME (or UUID) with their API keys and workspaces."""
@@ -124,11 +124,11 @@ def show(
     )
 
 
-@user.command()
+@user.command("delete")
 @click.argument("name", type=NAME)
 @data_dir_option
 @output_option
-def delete(
+def _delete(
     name: tuple[str, ...] | UUID, data_dir: Path | None, output: OutputFormat
 ) -> None:
     """Delete the user NAME (or UUID), who owns no workspace, and their API keys."""

@@ -38,12 +38,12 @@ def workspace() -> None:
     """Workspaces: each belongs to a user and has agents."""
 
 
-@workspace.command()
+@workspace.command("create")
 @click.argument("path", metavar="OWNER/NAME", type=PathOfNames("OWNER/NAME"))
 @click.option("--id", "workspace_id", type=UuidType(), help="Default: a random one.")
 @data_dir_option
 @output_option
-def create(
+def _create(
     path: tuple[str, str],
     workspace_id: UUID | None,
     data_dir: Path | None,
@@ -70,7 +70,7 @@ def create(
 @click.argument("owner", required=False)
 @data_dir_option
 @output_option
-def list_(owner: str | None, data_dir: Path | None, output: OutputFormat) -> None:
+def _list(owner: str | None, data_dir: Path | None, output: OutputFormat) -> None:
     """List the workspaces of OWNER, or of all."""
 
     async def command(store: Store) -> list[Workspace]:
@@ -89,11 +89,11 @@ def list_(owner: str | None, data_dir: Path | None, output: OutputFormat) -> Non
     )
 
 
-@workspace.command()
+@workspace.command("show")
 @click.argument("target", metavar="OWNER/NAME", type=TARGET)
 @data_dir_option
 @output_option
-def show(
+def _show(
     target: tuple[str, ...] | UUID, data_dir: Path | None, output: OutputFormat
 ) -> None:
     """Show the workspace OWNER/NAME (or UUID) with its agents."""
@@ -117,11 +117,11 @@ def show(
     )
 
 
-@workspace.command()
+@workspace.command("delete")
 @click.argument("target", metavar="OWNER/NAME", type=TARGET)
 @data_dir_option
 @output_option
-def delete(
+def _delete(
     target: tuple[str, ...] | UUID, data_dir: Path | None, output: OutputFormat
 ) -> None:
     """Delete the workspace OWNER/NAME (or UUID) and its agents."""

@@ -19,9 +19,10 @@ peer removed         who shares a tunnel         DISCONNECTED, the caller's reas
 coordinator closes   everyone                    LOST ``coordinator close``
 ===================  ==========================  =================================
 
-Each connection has a record of what it was sent last about each peer. So a
-node that it has, byte for byte, is not sent again; and DISCONNECTED and LOST,
-which erase the record, go only to who was sent a NODE before.
+Each peer has an *audience*: the connections that were sent its node, all of
+them the one it published last. So a node that they have, byte for byte, is not
+sent again; and DISCONNECTED and LOST, which end that, go only to them. It is
+also what makes an update cheap: the audience is a list of receivers already.
 
 Two things are ours. A tunnel to oneself is ignored. And if a tunnel is removed
 while one in the other direction remains, the ends lose sight of each other, as
@@ -34,7 +35,7 @@ UUID: they hash faster than UUIDs do, and they are what is on the wire.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 from tailnet.control.convert import uuid_from_proto
@@ -81,18 +82,28 @@ class Connection:
         raw_id: The peer's UUID, 16 bytes.
         name: For people.
         node: What the peer published on this connection, encoded.
-        sent: By the id of another peer, the encoded node that was sent last.
+        audience: The connections that know the peer, as keys in order.
+        shown: The node that they all have. It is ``node`` if there is that,
+            else from a connection that this one overwrote.
         ended: Nothing more comes from this connection, nor goes to it.
     """
 
-    __slots__ = ("_unseen", "ended", "name", "node", "raw_id", "sent")
+    __slots__ = (
+        "_unseen",
+        "audience",
+        "ended",
+        "name",
+        "node",
+        "raw_id",
+        "shown",
+    )
 
     def __init__(self, peer_id: UUID, name: str = "") -> None:
         self.raw_id = peer_id.bytes
         self.name = name
         self.node: bytes | None = None
-        # The values are the nodes of the peers, not copies.
-        self.sent: dict[bytes, bytes] = {}
+        self.audience: dict[Self, None] = {}
+        self.shown: bytes | None = None
         self.ended = False
         # Peers that are out of sight though there is a tunnel; mostly none.
         self._unseen: set[bytes] | None = None
@@ -183,6 +194,10 @@ class CoordinatorCore(Generic[ConnectionT]):
             # The others are not told: they have the peer's node, and the new
             # connection will publish one.
             old.ended = True
+            connection.audience, old.audience = old.audience, {}
+            connection.shown = old.shown
+            for other in self._sharing(raw_id):
+                other.audience.pop(old, None)
             events += [Delivery(encode_error(OVERWRITTEN_ERROR), [old]), End(old)]
         self._peers[raw_id] = connection
         updates = [
@@ -247,15 +262,18 @@ class CoordinatorCore(Generic[ConnectionT]):
     def close(self) -> list[Event[ConnectionT]]:
         """Tell everyone that all others are lost, and end all streams."""
         self._closed = True
-        lost = {
-            raw_id: encode_update(raw_id, Kind.LOST, "coordinator close")
-            for raw_id in self._peers
-        }
         events: list[Event[ConnectionT]] = []
-        for connection in self._peers.values():
-            updates = [lost[raw_id] for raw_id in connection.sent]
-            events += [Delivery(data, [connection]) for data in join_updates(updates)]
-            connection.sent.clear()
+        for receiver in self._peers.values():
+            # Each once, though two tunnels may lead there.
+            seen = {
+                subject.raw_id: None
+                for subject in self._sharing(receiver.raw_id)
+                if receiver in subject.audience
+            }
+            updates = (
+                encode_update(raw_id, Kind.LOST, "coordinator close") for raw_id in seen
+            )
+            events += [Delivery(data, [receiver]) for data in join_updates(updates)]
         for connection in self._peers.values():
             connection.ended = True
             events.append(End(connection))
@@ -269,23 +287,24 @@ class CoordinatorCore(Generic[ConnectionT]):
     def _update_node(
         self, connection: ConnectionT, node: bytes
     ) -> list[Event[ConnectionT]]:
-        raw_id = connection.raw_id
-        connection.node = node
-        # The hot path: all else here happens once, this for each receiver.
-        receivers = []
-        for other in self._sharing(raw_id):
-            sent = other.sent
-            if sent.get(raw_id) != node:
-                sent[raw_id] = node
-                receivers.append(other)
+        audience = connection.audience
+        receivers = [] if node == connection.shown else list(audience)
+        unseen = connection.take_unseen()
+        if connection.node is None or unseen:
+            # Only then can there be someone who should have it and has none.
+            for other in self._sharing(connection.raw_id):
+                if other not in audience:
+                    audience[other] = None
+                    receivers.append(other)
+        connection.node = connection.shown = node
         events: list[Event[ConnectionT]] = []
         if receivers:
-            data = encode_update(raw_id, Kind.NODE, "node update", node)
+            data = encode_update(connection.raw_id, Kind.NODE, "node update", node)
             events.append(Delivery(data, receivers))
-        for other_id in connection.take_unseen():
-            other_peer = self._peers.get(other_id)
-            if other_peer is not None and self._share_tunnel(raw_id, other_id):
-                events += self._deliver(other_peer, connection, "node update")
+        for other_id in unseen:
+            subject = self._peers.get(other_id)
+            if subject is not None and self._share_tunnel(connection.raw_id, other_id):
+                events += self._deliver(subject, connection, "node update")
         return events
 
     def _add_tunnel(
@@ -318,7 +337,8 @@ class CoordinatorCore(Generic[ConnectionT]):
             other.note_unseen(source)
         events: list[Event[ConnectionT]] = []
         for subject, receiver in ((other, connection), (connection, other)):
-            if receiver.sent.pop(subject.raw_id, None) is not None:
+            if receiver in subject.audience:
+                del subject.audience[receiver]
                 data = encode_update(subject.raw_id, Kind.DISCONNECTED, "remove tunnel")
                 events.append(Delivery(data, [receiver]))
         return events
@@ -347,16 +367,13 @@ class CoordinatorCore(Generic[ConnectionT]):
             return []
         connection.ended = True
         raw_id = connection.raw_id
-        receivers = [
-            other
-            for other in self._sharing(raw_id)
-            if other.sent.pop(raw_id, None) is not None
-        ]
+        receivers, connection.audience = list(connection.audience), {}
+        for other in self._sharing(raw_id):
+            other.audience.pop(connection, None)
         # Tunnels to it stay: they show it again as soon as it returns.
         for destination in list(self._destinations.get(raw_id, ())):
             self._drop_tunnel(raw_id, destination)
         del self._peers[raw_id]
-        connection.sent.clear()
         events: list[Event[ConnectionT]] = []
         if receivers:
             events.append(Delivery(encode_update(raw_id, kind, reason), receivers))
@@ -372,11 +389,11 @@ class CoordinatorCore(Generic[ConnectionT]):
     def _show(
         self, subject: ConnectionT, receiver: ConnectionT, reason: str
     ) -> bytes | None:
-        """Record that a node is sent; None if there is none to send."""
+        """Put a receiver into an audience; None if it is, or there is no node."""
         node = subject.node
-        if node is None or receiver.sent.get(subject.raw_id) == node:
+        if node is None or receiver in subject.audience:
             return None
-        receiver.sent[subject.raw_id] = node
+        subject.audience[receiver] = None
         return encode_update(subject.raw_id, Kind.NODE, reason, node)
 
     def _sharing(self, raw_id: bytes) -> Iterator[ConnectionT]:

@@ -27,7 +27,9 @@ from tailnet.errors import InvalidRecordError
 from tests.relay.store.stores import NOW, SECOND, furnished
 
 
-@pytest.mark.parametrize("name", ["a", "7", "A-b-3", "x" * 32, "newer", "me-2", "0-0"])
+@pytest.mark.parametrize(
+    "name", ["a", "7", "A-b-3", "x" * 32, "newer", "New", "me", "0-0"]
+)
 def test_names_that_may_be(name: str) -> None:
     check_name("a user", name)
 
@@ -44,7 +46,7 @@ def test_names_that_break_the_rule(name: str) -> None:
     assert "\n" not in str(exc.value)
 
 
-@pytest.mark.parametrize("name", ["new", "Create", "me", "ME"])
+@pytest.mark.parametrize("name", ["new", "create"])
 def test_reserved_names(name: str) -> None:
     with pytest.raises(InvalidRecordError, match="reserved"):
         check_name("a user", name)
