@@ -78,9 +78,21 @@ async def run_until_signal(
                     await program.wait_stopping()
             except ConfigError as exc:
                 wrong = exc
+            except BaseExceptionGroup as group:
+                # It came through nurseries of the server on its way out.
+                wrong = _only_config_error(group)
+                if wrong is None:
+                    raise
             nursery.cancel_scope.cancel()
     if wrong is not None:
         raise wrong
+
+
+def _only_config_error(group: BaseExceptionGroup[BaseException]) -> ConfigError | None:
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner if isinstance(inner, ConfigError) else None
 
 
 async def _handle_signals(

@@ -565,11 +565,12 @@ class _Given(Given):
     def _data_dir(self) -> Path:
         text = self.text("data-dir")
         path = Path(text) if text else default_data_dir()
+        if "\0" in text:
+            raise self.error("data-dir", "no path")
         try:
             is_in_the_way = path.exists() and not path.is_dir()
-        except (OSError, ValueError) as exc:
-            reason = getattr(exc, "strerror", None) or str(exc)
-            raise self.error("data-dir", reason) from exc
+        except OSError as exc:
+            raise self.error("data-dir", exc.strerror or str(exc)) from exc
         if is_in_the_way:
             raise self.error("data-dir", f"{quote(os.fspath(path))} is no directory")
         return path

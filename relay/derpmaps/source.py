@@ -249,12 +249,7 @@ class UrlSource:
             coding = response.headers.get("Content-Encoding", "identity")
             if coding.lower() != "identity":
                 raise ConfigError(f"the answer is packed by {coding!r}, unasked")
-            body = b""
-            async with aclosing(response.aiter_raw()) as chunks:
-                async for chunk in chunks:
-                    body += chunk
-                    if len(body) > MAX_MAP_LEN:
-                        raise ConfigError(f"the answer is over {MAX_MAP_LEN} bytes")
+            body = await _read(response)
         finally:
             with trio.move_on_after(1, shield=True):
                 await response.aclose()
@@ -301,6 +296,27 @@ class UrlSource:
             return None
         self._body, self._validators = kept.body, {}
         return decode_derp_map(kept.body)
+
+
+async def _read(response: httpx2.Response) -> bytes:
+    length = response.headers.get("Content-Length", "")
+    is_too_long = length.isdigit() and int(length) > MAX_MAP_LEN
+    body = b""
+    try:
+        async with aclosing(response.aiter_bytes()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if is_too_long or len(body) > MAX_MAP_LEN:
+                    # To break out would leave the generators within this one
+                    # to the garbage collector. Closed, they end by themselves.
+                    is_too_long, body = True, b""
+                    await response.aclose()
+    except httpx2.HTTPError:
+        if not is_too_long:
+            raise
+    if is_too_long:
+        raise ConfigError(f"the answer is over {MAX_MAP_LEN} bytes")
+    return body
 
 
 _CONDITIONS: Final = (

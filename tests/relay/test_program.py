@@ -99,15 +99,41 @@ async def test_server_that_stops_by_itself() -> None:
     assert server.told == ["stop", "drain", "drained"]
 
 
-async def test_wrong_setting_comes_out_as_it_is() -> None:
-    @asynccontextmanager
-    async def broken() -> AsyncIterator[Server]:
-        await trio.lowlevel.checkpoint()
-        raise ConfigError("port taken")
-        yield Server()
+@asynccontextmanager
+async def failing(*errors: Exception, nurseries: int) -> AsyncIterator[Server]:
+    async def fail(error: Exception) -> None:
+        raise error
 
+    if nurseries:
+        async with trio.open_nursery() as nursery:
+            for error in errors:
+                nursery.start_soon(fail, error)
+            if nurseries > 1:
+                async with trio.open_nursery():
+                    await trio.sleep_forever()
+    else:
+        await trio.lowlevel.checkpoint()
+        await fail(errors[0])
+    yield Server()
+
+
+@pytest.mark.parametrize("nurseries", [0, 1, 2])
+async def test_wrong_setting_comes_out_as_it_is(nurseries: int) -> None:
     with pytest.raises(ConfigError, match="port taken"):
-        await run_until_signal(broken(), lambda _: None)
+        await run_until_signal(
+            failing(ConfigError("port taken"), nurseries=nurseries), lambda _: None
+        )
+
+
+async def test_bug_beside_a_wrong_setting_is_not_hidden() -> None:
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(ZeroDivisionError),
+        pytest.RaisesExc(ConfigError),
+        flatten_subgroups=True,
+    ):
+        await run_until_signal(
+            failing(ZeroDivisionError(), ConfigError(), nurseries=1), lambda _: None
+        )
 
 
 ADDRESSES = {"http": ("127.0.0.1", 80), "stun": ("::1", 3478)}
