@@ -121,7 +121,9 @@ def check_startup(request: agent_pb2.UpdateStartupRequest) -> Startup:
         if number not in agent_pb2.Startup.Subsystem.values() or not number:
             raise InvalidRecordError(f"invalid agent subsystem {number}")
         subsystems.add(agent_pb2.Startup.Subsystem.Name(number).lower())
-    return Startup(startup.version, startup.expanded_directory, sorted(subsystems))
+    return Startup(
+        startup.version, startup.expanded_directory, tuple(sorted(subsystems))
+    )
 
 
 def check_stats(stats: agent_pb2.Stats, *, now: datetime) -> Stats:
@@ -159,12 +161,12 @@ def check_stats(stats: agent_pb2.Stats, *, now: datetime) -> Stats:
         connections_by_proto=dict(stats.connections_by_proto),
         connection_median_latency=stats.connection_median_latency_ms,
         session_counts=sessions,
-        metrics=[
+        metrics=tuple(
             _metric(index, metric)
             for index, metric in enumerate(stats.metrics)
             # A gauge may well be NaN, but no JSON can say so.
             if math.isfinite(metric.value)
-        ],
+        ),
         **counters,
     )
 
@@ -321,14 +323,14 @@ def check_resource_usage(
                 else now,
                 memory_used=used,
                 memory_total=total,
-                volumes=[
+                volumes=tuple(
                     DiskUsage(
                         volume.volume,
                         _count(f"{where}.volumes.used", volume.used),
                         _count(f"{where}.volumes.total", volume.total),
                     )
                     for volume in point.volumes
-                ],
+                ),
             )
         )
     return usages

@@ -23,12 +23,13 @@ from wsproto.events import (
 )
 
 from relay.api.context import VERSION_HEADER, ApiRequest
-from relay.api.link import CLOSE_GOING_AWAY, accept_websocket
+from relay.api.link import accept_websocket
 from relay.front.application import Takeover
 from relay.front.http import encode_switch
 from relay.front.tls import TlsError
 from relay.front.wire import Wire
 from relay.pages.page import Response
+from tailnet.control.link import CLOSE_GOING_AWAY
 from tailnet.derp.websocket import check_websocket_request
 
 __all__ = ("MAX_MESSAGE_LEN", "MessageSocket", "accept_messages")

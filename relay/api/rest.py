@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 
+from relay.api.agent_logs import LOG_ROUTES
 from relay.api.answers import NOT_FOUND, Validation, error_answer, json_answer
 from relay.api.context import ApiContext, ApiError, ApiRequest
 from relay.api.rest_json import NIL, agent_json, user_json, workspace_json
@@ -435,4 +436,5 @@ REST_ROUTES: Final = (
     _api("GET", "/workspaceagents/me/external-auth", external_auth, Auth.AGENT),
     _api("GET", "/workspaceagents/me/gitauth", external_auth, Auth.AGENT),
     _api("POST", "/workspaceagents/me/log-source", log_source, Auth.AGENT),
+    *LOG_ROUTES,
 )

@@ -153,7 +153,7 @@ async def open_rig(tmp_path: Path, **settings: Any) -> AsyncIterator[Rig]:
             store=store,
             authenticator=StoreAuthenticator(store),
             authorizer=OwnerAuthorizer(store),
-            coordinator=cast(CoordinatorService, coordinator),
+            coordinator=cast("CoordinatorService", coordinator),
             derp_maps=feed,
             resume_tokens=ResumeTokens(),
             deployment_id=DEPLOYMENT,
@@ -193,7 +193,7 @@ class FakeCall:
 
 async def run_call(handler: Handler, call: FakeCall) -> None:
     """Let a handler serve a call until it is done with it."""
-    await handler(cast(ServerCall, call))
+    await handler(cast("ServerCall", call))
 
 
 async def ask(

@@ -202,14 +202,14 @@ async def test_lifecycle_without_a_time_is_of_now(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         echo = await ask(
             handlers(rig)["UpdateLifecycle"],
-            pb.UpdateLifecycleRequest(lifecycle=pb.Lifecycle(state=5)),
+            pb.UpdateLifecycleRequest(lifecycle=pb.Lifecycle(state="READY")),
             pb.Lifecycle,
         )
         assert echo.changed_at.ToDatetime(UTC) == NOW
 
 
 def lifecycle_at(seconds: int) -> bytes:
-    report = pb.UpdateLifecycleRequest(lifecycle=pb.Lifecycle(state=5))
+    report = pb.UpdateLifecycleRequest(lifecycle=pb.Lifecycle(state="READY"))
     report.lifecycle.changed_at.seconds = seconds
     return report.SerializeToString()
 
@@ -242,7 +242,7 @@ async def test_startup(tmp_path: Path) -> None:
         report = pb.Startup(
             version="v2.24.0-devel+abc",
             expanded_directory="/home/alice",
-            subsystems=[3, 1, 3],
+            subsystems=["EXECTRACE", "ENVBOX", "EXECTRACE"],
         )
         echo = await ask(
             handlers(rig)["UpdateStartup"],
@@ -280,7 +280,7 @@ async def test_versions_that_go_does_not_take(tmp_path: Path, version: str) -> N
 async def test_unknown_subsystem(tmp_path: Path, subsystem: int) -> None:
     async with open_rig(tmp_path) as rig:
         request = pb.UpdateStartupRequest(
-            startup=pb.Startup(version="v1.0.0", subsystems=[subsystem])
+            startup=pb.Startup(version="v1.0.0", subsystems=[subsystem])  # type: ignore[list-item]
         )
         error = await refusal(handlers(rig)["UpdateStartup"], request)
         assert error.text == f"invalid agent subsystem {subsystem}"
@@ -318,11 +318,11 @@ async def test_stats(tmp_path: Path) -> None:
             session_count_vscode=1,
             session_counts={"ssh": 5, "cursor": 1},
             metrics=[
-                pb.Stats.Metric(name="up", type=2, value=1.0),
-                pb.Stats.Metric(name="gone", type=2, value=math.nan),
+                pb.Stats.Metric(name="up", type="GAUGE", value=1.0),
+                pb.Stats.Metric(name="gone", type="GAUGE", value=math.nan),
                 pb.Stats.Metric(
                     name="n",
-                    type=1,
+                    type="COUNTER",
                     value=7.0,
                     labels=[pb.Stats.Metric.Label(name="a", value="b")],
                 ),
@@ -395,9 +395,11 @@ async def test_logs(tmp_path: Path) -> None:
         request = pb.BatchCreateLogsRequest(
             log_source_id=SOURCE.bytes,
             logs=[
-                pb.Log(created_at=stamp(NOW - timedelta(1)), output="one", level=5),
+                pb.Log(
+                    created_at=stamp(NOW - timedelta(1)), output="one", level="ERROR"
+                ),
                 pb.Log(output="two"),
-                pb.Log(output="three", level=77),
+                pb.Log(output="three", level=77),  # type: ignore[arg-type]
             ],
         )
         answer = await ask(
@@ -419,7 +421,7 @@ async def test_logs(tmp_path: Path) -> None:
 async def test_logs_without_a_source_are_external(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         request = pb.BatchCreateLogsRequest(
-            log_source_id=bytes(16), logs=[pb.Log(output="x", level=3)]
+            log_source_id=bytes(16), logs=[pb.Log(output="x", level="INFO")]
         )
         await ask(handlers(rig)["BatchCreateLogs"], request, pb.BatchCreateLogsResponse)
         reports = await rig.store.agent_reports(rig.agent.agent.id)
@@ -447,7 +449,7 @@ async def test_bad_log_source(tmp_path: Path) -> None:
 async def test_too_many_logs(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         methods = handlers(rig)
-        line = pb.Log(output="x" * (MAX_LOG_SIZE // 2 + 1), level=3)
+        line = pb.Log(output="x" * (MAX_LOG_SIZE // 2 + 1), level="INFO")
         request = pb.BatchCreateLogsRequest(log_source_id=SOURCE.bytes, logs=[line])
         exceeded = [
             (
@@ -672,7 +674,9 @@ async def test_app_health_and_status(tmp_path: Path) -> None:
         status = methods[AGENT_SERVICE + "UpdateAppStatus"]
         await ask(
             status,
-            pb.UpdateAppStatusRequest(slug="web", state=2, message="m", uri="u"),
+            pb.UpdateAppStatusRequest(
+                slug="web", state="COMPLETE", message="m", uri="u"
+            ),
             pb.UpdateAppStatusResponse,
         )
         reports = await rig.store.agent_reports(new.agent.id)
@@ -722,7 +726,10 @@ async def test_resource_usage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "request_message"),
     [
-        ("UpdateLifecycle", pb.UpdateLifecycleRequest(lifecycle=pb.Lifecycle(state=5))),
+        (
+            "UpdateLifecycle",
+            pb.UpdateLifecycleRequest(lifecycle=pb.Lifecycle(state="READY")),
+        ),
         (
             "UpdateStartup",
             pb.UpdateStartupRequest(startup=pb.Startup(version="v1.0.0")),

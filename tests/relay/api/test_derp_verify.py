@@ -3,24 +3,30 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
+from relay.api.context import ApiContext, ApiRequest
 from relay.api.derp_verify import (
     MAX_BODY_LEN,
     MAX_WAITING,
     PATIENCE,
+    VERIFY_ROUTES,
     CoordinatorAdmission,
-    DerpVerifier,
-    read_verify_token,
+    coordinator_admission,
+    verify,
 )
+from relay.api.router import Router
 from relay.derp.session import Newcomer
 from relay.pages.page import Request, Response
+from tailnet.coordinator.serve import CoordinatorService
 from tailnet.derp.handshake import ClientInfo
-from tailnet.errors import ConfigError
 from tailnet.keys import NodePublic
+from tests.relay.api.rig import FakeCoordinator, fetch, open_rig
 
 KNOWN = NodePublic(bytes(range(32)))
 STRANGER = NodePublic(bytes(32 * [7]))
@@ -36,34 +42,38 @@ def question(key: str = str(KNOWN), source: str = "192.0.2.1") -> bytes:
     return f'{{"NodePublic":"{key}","Source":"{source}"}}'.encode()
 
 
-def ask(
+async def ask(
     body: bytes = b"",
     *,
     authorization: str = f"Bearer {TOKEN}",
-    method: str = "POST",
-    token: str = TOKEN,
+    token: str | None = TOKEN,
 ) -> Response:
-    verifier = DerpVerifier(token, lambda key: key == KNOWN)
+    context = SimpleNamespace(
+        settings=SimpleNamespace(verify_token=token),
+        coordinator=FakeCoordinator(known={KNOWN}),
+    )
     headers = ((b"authorization", authorization.encode()),) if authorization else ()
-    request = Request(method, "/derp/verify", "/derp/verify", headers=headers)
-    return verifier.answer(request, body)
+    request = Request(
+        "POST", "/derp/verify", "/derp/verify", headers=headers, body=body
+    )
+    return await verify(ApiRequest(request, {}, cast("ApiContext", context)))
 
 
 @pytest.mark.parametrize(("key", "allow"), [(KNOWN, True), (STRANGER, False)])
-def test_answer(key: NodePublic, allow: bool) -> None:
-    answer = ask(question(str(key)))
+async def test_answer(key: NodePublic, allow: bool) -> None:
+    answer = await ask(question(str(key)))
     assert answer.status == 200
     assert json.loads(answer.body) == {"Allow": allow}
 
 
-def test_names_may_be_of_any_case_and_source_may_be_missing() -> None:
+async def test_names_may_be_of_any_case_and_source_may_be_missing() -> None:
     body = json.dumps({"nodepublic": str(KNOWN)}).encode()
-    assert json.loads(ask(body).body) == {"Allow": True}
+    assert json.loads((await ask(body)).body) == {"Allow": True}
 
 
-def test_derper_sends_the_token_as_the_password_of_its_url() -> None:
+async def test_derper_sends_the_token_as_the_password_of_its_url() -> None:
     pair = base64.b64encode(f"derper:{TOKEN}".encode()).decode()
-    assert ask(question(), authorization=f"Basic {pair}").status == 200
+    assert (await ask(question(), authorization=f"Basic {pair}")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -81,23 +91,25 @@ def test_derper_sends_the_token_as_the_password_of_its_url() -> None:
         "Bearer \xff",
     ],
 )
-def test_wrong_token(authorization: str) -> None:
-    answer = ask(question(), authorization=authorization)
+async def test_wrong_token(authorization: str) -> None:
+    answer = await ask(question(), authorization=authorization)
     assert answer.status == 401
     assert "WWW-Authenticate" in dict(answer.headers)
     assert b"Allow" not in answer.body
 
 
-def test_no_token_means_off_even_for_an_empty_one() -> None:
-    assert ask(question(), token="", authorization="Bearer ").status == 404
-    assert ask(question(), token="", authorization="").status == 404
+async def test_no_token_means_off_even_for_an_empty_one() -> None:
+    for token in (None, ""):
+        for authorization in ("Bearer ", "", "Basic Og=="):
+            answer = await ask(question(), token=token, authorization=authorization)
+            assert answer.status == 404
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD"])
-def test_other_methods(method: str) -> None:
-    answer = ask(question(), method=method)
-    assert answer.status == 405
-    assert dict(answer.headers)["Allow"] == "POST"
+async def test_other_methods(tmp_path: Path) -> None:
+    async with open_rig(tmp_path, verify_token=TOKEN) as rig:
+        router = Router(rig.context, VERIFY_ROUTES)
+        assert (await fetch(router, "GET", "/derp/verify")).status == 405
+        assert (await fetch(router, "POST", "/derp/verify")).status == 401
 
 
 @pytest.mark.parametrize(
@@ -114,41 +126,18 @@ def test_other_methods(method: str) -> None:
         (b"[" * MAX_BODY_LEN, ""),
     ],
 )
-def test_bad_question(body: bytes, detail: str) -> None:
-    answer = ask(body)
+async def test_bad_question(body: bytes, detail: str) -> None:
+    answer = await ask(body)
     assert answer.status == 400
     told = json.loads(answer.body)
     assert told["message"] == "Request body must be valid JSON."
     assert detail in told["detail"]
 
 
-def test_long_body() -> None:
+async def test_long_body() -> None:
     body = question().ljust(MAX_BODY_LEN)
-    assert ask(body).status == 200
-    assert ask(body + b" ").status == 413
-
-
-def test_token_file(tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.write_text(f"  {TOKEN}\n")
-    assert read_verify_token(path) == TOKEN
-
-
-@pytest.mark.parametrize("text", ["", "  \n", "two words", "tök", "a\x00b"])
-def test_bad_token_file(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "token"
-    path.write_text(text, "utf-8")
-    with pytest.raises(ConfigError, match="token"):
-        read_verify_token(path)
-
-
-@pytest.mark.parametrize("raw", [None, b"\xff"])
-def test_unreadable_token_file(tmp_path: Path, raw: bytes | None) -> None:
-    path = tmp_path / "token"
-    if raw is not None:
-        path.write_bytes(raw)
-    with pytest.raises(ConfigError, match="cannot read the token file"):
-        read_verify_token(path)
+    assert (await ask(body)).status == 200
+    assert (await ask(body + b" ")).status == 413
 
 
 async def test_admission_of_a_known_key_does_not_wait(
@@ -157,6 +146,17 @@ async def test_admission_of_a_known_key_does_not_wait(
     admit = CoordinatorAdmission(lambda key: key == KNOWN)
     assert await admit(newcomer(KNOWN)) is None
     assert trio.current_time() == 0.0
+
+
+async def test_admission_by_the_coordinator(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    coordinator = FakeCoordinator(known={KNOWN})
+    admit = coordinator_admission(cast("CoordinatorService", coordinator))
+    assert await admit(newcomer(KNOWN)) is None
+    assert await admit(newcomer(STRANGER)) is not None
+    coordinator.known.clear()
+    assert await admit(newcomer(KNOWN)) is not None
 
 
 async def test_admission_waits_for_the_first_update_self(

@@ -101,6 +101,7 @@ NEEDS_USER = [
     ("POST", f"/api/v2/workspaces/{NIL}/usage"),
     ("GET", f"/api/v2/templateversions/{NIL}"),
     ("GET", f"/api/v2/workspaceagents/{NIL}"),
+    ("GET", f"/api/v2/workspaceagents/{NIL}/logs"),
 ]
 NEEDS_AGENT = [
     ("GET", "/api/v2/workspaceagents/me/reinit"),

@@ -118,7 +118,7 @@ def test_agent_with_reports() -> None:
         parent_id=UUID(int=9),
         first_connected_at=ago(3),
         last_connected_at=ago(1),
-        startup=Startup("v2.24.0", "/home", ["envbox"]),
+        startup=Startup("v2.24.0", "/home", ("envbox",)),
         display_apps=("vscode",),
     )
     ready = replace(agent, lifecycle=Lifecycle(LifecycleState.READY, ago(2)))
