@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -24,9 +25,9 @@ __all__ = (
     "ResumeTokens",
 )
 
-# Seconds. A client asks for a new one when half of the time is over.
-TOKEN_LIFETIME: Final = 24 * 3600
-REFRESH_IN: Final = TOKEN_LIFETIME // 2
+# A client asks for a new one when half of the time is over.
+TOKEN_LIFETIME: Final = timedelta(hours=24)
+REFRESH_IN: Final = TOKEN_LIFETIME / 2
 
 # RFC 7518 3.2: at least as long as the hash.
 MIN_SECRET_LEN: Final = 64
@@ -52,32 +53,36 @@ class IssuedToken(NamedTuple):
 
     Attributes:
         token: The text.
-        refresh_in: Seconds until a new one should be asked for.
-        expires_at: Seconds since 1970.
+        refresh_in: After this a new one should be asked for.
+        expires_at: In UTC, a whole second.
     """
 
     token: str
-    refresh_in: int
-    expires_at: int
+    refresh_in: timedelta
+    expires_at: datetime
 
 
 class ResumeTokens:
     """Issues and verifies tokens."""
 
     def __init__(
-        self, keys: Sequence[tuple[str, bytes]], now: Callable[[], float]
+        self, now: Callable[[], float], keys: Sequence[tuple[str, bytes]] = ()
     ) -> None:
         """Make one.
 
         Args:
-            keys: Id and secret of each key, see :meth:`replace_keys`.
             now: Tells the seconds since 1970.
+            keys: See :meth:`use`; without them nothing can be issued, and
+                nothing is valid.
         """
         self._now = now
-        self.replace_keys(keys)
+        self._signing: ResumeKey | None = None
+        self._keys: dict[str, ResumeKey] = {}
+        if keys:
+            self.use(keys)
 
-    def replace_keys(self, keys: Sequence[tuple[str, bytes]]) -> None:
-        """Use other keys from now on.
+    def use(self, keys: Sequence[tuple[str, bytes]]) -> None:
+        """Use these keys from now on, and no others.
 
         Args:
             keys: Id and secret of each. The first one signs. To rotate, put a
@@ -101,14 +106,21 @@ class ResumeTokens:
         self._keys = by_kid
 
     def issue(self, peer_id: UUID) -> IssuedToken:
-        """Make a token for a peer."""
-        expires_at = int(self._now()) + TOKEN_LIFETIME
+        """Make a token for a peer.
+
+        Raises:
+            LocalProtocolError: There is no key.
+        """
+        key = self._signing
+        if key is None:
+            raise LocalProtocolError("no key to sign resume tokens with")
+        expires_at = datetime.fromtimestamp(int(self._now()), UTC) + TOKEN_LIFETIME
         token = jwt.encode(
-            {"sub": str(peer_id), "exp": expires_at},
-            self._signing.secret,
+            {"sub": str(peer_id), "exp": int(expires_at.timestamp())},
+            key.secret,
             algorithm=_ALGORITHM,
             # Like Go's: no typ.
-            headers={"kid": self._signing.kid, "typ": None},
+            headers={"kid": key.kid, "typ": None},
         )
         return IssuedToken(token, REFRESH_IN, expires_at)
 

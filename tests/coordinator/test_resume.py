@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -50,11 +51,13 @@ def forge(
 
 
 def test_a_token(clock: Clock) -> None:
-    tokens = ResumeTokens([OLD], clock)
+    tokens = ResumeTokens(clock, [OLD])
     token, refresh_in, expires_at = tokens.issue(PEER)
-    assert (refresh_in, expires_at) == (12 * 3600, int(START) + 24 * 3600)
+    assert refresh_in == timedelta(hours=12)
+    assert expires_at.timestamp() == int(START) + 24 * 3600
+    assert expires_at.tzinfo is UTC
     assert part(token, 0) == {"alg": "HS512", "kid": "old"}
-    assert part(token, 1) == {"sub": str(PEER), "exp": expires_at}
+    assert part(token, 1) == {"sub": str(PEER), "exp": expires_at.timestamp()}
     assert tokens.verify(token) == PEER
 
 
@@ -65,44 +68,44 @@ def test_it_looks_like_a_recorded_one(clock: Clock) -> None:
         for event in map(json.loads, recorded.read_text().splitlines())
         if event["ev"] == "drpc" and "token" in event.get("json", ())
     ]
-    ours = ResumeTokens([OLD], clock).issue(PEER).token
+    ours = ResumeTokens(clock, [OLD]).issue(PEER).token
     for index in range(2):
         assert part(ours, index).keys() == part(theirs, index).keys()
     assert part(theirs, 0)["alg"] == part(ours, 0)["alg"]
 
 
 def test_expiry(clock: Clock) -> None:
-    tokens = ResumeTokens([OLD], clock)
+    tokens = ResumeTokens(clock, [OLD])
     token, _, expires_at = tokens.issue(PEER)
-    clock.time = expires_at - 0.5
+    clock.time = expires_at.timestamp() - 0.5
     assert tokens.verify(token) == PEER
-    clock.time = expires_at
+    clock.time = expires_at.timestamp()
     with pytest.raises(ResumeTokenError, match=r"^expired$"):
         tokens.verify(token)
     assert REFRESH_IN < TOKEN_LIFETIME
 
 
 def test_rotation(clock: Clock) -> None:
-    tokens = ResumeTokens([OLD], clock)
+    tokens = ResumeTokens(clock, [OLD])
     old = tokens.issue(PEER).token
-    tokens.replace_keys([NEW, OLD])
+    tokens.use([NEW, OLD])
     new = tokens.issue(PEER).token
     assert part(new, 0)["kid"] == "new"
     assert tokens.verify(old) == tokens.verify(new) == PEER
-    tokens.replace_keys([NEW])
+    tokens.use([NEW])
     assert tokens.verify(new) == PEER
     with pytest.raises(ResumeTokenError, match="unknown key"):
         tokens.verify(old)
 
 
 def test_keys_over_a_restart(clock: Clock) -> None:
-    token = ResumeTokens([NEW, OLD], clock).issue(PEER).token
-    assert ResumeTokens([OLD, NEW], clock).verify(token) == PEER
+    token = ResumeTokens(clock, [NEW, OLD]).issue(PEER).token
+    assert ResumeTokens(clock, [OLD, NEW]).verify(token) == PEER
 
 
 def test_without_a_key_id_it_is_ignored(clock: Clock) -> None:
     token = jwt.encode({"sub": str(PEER), "exp": 1}, OLD[1], algorithm="HS512")
-    assert ResumeTokens([OLD], clock).verify(token) is None
+    assert ResumeTokens(clock, [OLD]).verify(token) is None
 
 
 LATER = int(START) + 10
@@ -133,18 +136,18 @@ FORGED = {
 @pytest.mark.parametrize("token", FORGED.values(), ids=FORGED)
 def test_forged(token: str, clock: Clock) -> None:
     with pytest.raises(ResumeTokenError):
-        ResumeTokens([OLD], clock).verify(token)
+        ResumeTokens(clock, [OLD]).verify(token)
 
 
 @given(st.text())
 def test_any_text(text: str) -> None:
     with pytest.raises(ResumeTokenError):
-        ResumeTokens([OLD], Clock()).verify(text)
+        ResumeTokens(Clock(), [OLD]).verify(text)
 
 
 @given(st.integers(0, 10_000), st.characters(exclude_categories=["Cs"]))
 def test_one_character_changed(place: int, character: str) -> None:
-    tokens = ResumeTokens([OLD], Clock())
+    tokens = ResumeTokens(Clock(), [OLD])
     token = tokens.issue(PEER).token
     place %= len(token)
     changed = token[:place] + character + token[place + 1 :]
@@ -167,9 +170,17 @@ def test_one_character_changed(place: int, character: str) -> None:
 )
 def test_keys_that_will_not_do(keys: list[tuple[str, bytes]], clock: Clock) -> None:
     with pytest.raises(LocalProtocolError):
-        ResumeTokens(keys, clock)
+        ResumeTokens(clock).use(keys)
+
+
+def test_without_keys(clock: Clock) -> None:
+    tokens = ResumeTokens(clock)
+    with pytest.raises(LocalProtocolError, match="no key"):
+        tokens.issue(PEER)
+    with pytest.raises(ResumeTokenError, match="unknown key"):
+        tokens.verify(ResumeTokens(clock, [OLD]).issue(PEER).token)
 
 
 def test_secrets_are_not_shown(clock: Clock) -> None:
-    tokens = ResumeTokens([OLD], clock)
+    tokens = ResumeTokens(clock, [OLD])
     assert "oooo" not in repr(vars(tokens))
