@@ -12,9 +12,7 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 import structlog
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.api.agent_checks import check_uuid
 from relay.api.context import ApiContext
@@ -113,11 +111,10 @@ class _TailnetService:
     ) -> pb.RefreshResumeTokenResponse:
         """A token with which a client gets its peer id back."""
         issued = self._context.resume_tokens.issue(self._peer.id)
-        return pb.RefreshResumeTokenResponse(
-            token=issued.token,
-            refresh_in=Duration(seconds=issued.refresh_in),
-            expires_at=Timestamp(seconds=issued.expires_at),
-        )
+        response = pb.RefreshResumeTokenResponse(token=issued.token)
+        response.refresh_in.FromTimedelta(issued.refresh_in)
+        response.expires_at.FromDatetime(issued.expires_at)
+        return response
 
     async def workspace_updates(self, call: ServerCall) -> None:
         """The workspaces and agents of one owner, and every change of them."""

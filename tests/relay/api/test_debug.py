@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import trio
 import trio.testing
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
+from relay.api.context import ApiContext
 from relay.api.debug import DEBUG_ROUTES, ECHO_TIMEOUT
 from relay.api.debug_view import PeerView
 from relay.api.router import Router
 from relay.derpmaps.build import MapOptions
 from relay.front.router import Front
 from relay.pages.page import Request, Response
+from tailnet.addresses import coder_address
+from tailnet.control.proto import tailnet_pb2
+from tailnet.coordinator.auth import AgentAuth
+from tailnet.coordinator.serve import CoordinatorService
 from tests.relay.api.rig import NOW, Rig, body_of, fetch, open_rig
 from tests.relay.api.test_messages import HEAD, Peer
 from tests.relay.front.test_router import Client
@@ -110,3 +116,74 @@ async def test_echo(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> N
 async def test_echo_is_a_websocket(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         assert (await get(rig, "/api/v2/debug/ws")).status == 426
+
+
+async def test_the_coordinator_itself(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_rig(tmp_path) as rig, trio.open_nursery() as nursery:
+        service = CoordinatorService()
+        context = replace(rig.context, coordinator=service)
+        agent = rig.agent.agent.id
+        node = tailnet_pb2.Node(
+            id=7, key=b"np" + bytes(range(32)), preferred_derp=999,
+            addresses=[f"{coder_address(agent)}/128"],
+        )  # fmt: skip
+        requests = trio.open_memory_channel[bytes](2)
+        update = tailnet_pb2.CoordinateRequest(
+            update_self=tailnet_pb2.CoordinateRequest.UpdateSelf(node=node)
+        )
+        requests[0].send_nowait(update.SerializeToString())
+        nursery.start_soon(
+            partial(
+                service.coordinate,
+                StreamingCall(requests[1]),
+                peer_id=agent,
+                name="alice-dev-main",
+                auth=AgentAuth(agent),
+                kind="agent",
+            )
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        (peer,) = (await debug_json(context, rig))["peers"]
+        assert (peer["id"], peer["status"]) == (str(agent), "ok")
+        assert peer["node"]["preferred_derp_name"] == "Embedded"
+        assert [reason["code"] for reason in peer["relayed_because"]] == [
+            "no_endpoints"
+        ]
+        requests[0].close()
+        await trio.testing.wait_all_tasks_blocked()
+        (peer,) = (await debug_json(context, rig))["peers"]
+        assert peer["status"] == "lost"
+        assert [reason["code"] for reason in peer["relayed_because"]] == ["lost"]
+
+
+class StreamingCall:
+    """A Coordinate call whose requests come through a channel."""
+
+    backlog = 0
+
+    def __init__(self, requests: trio.MemoryReceiveChannel[bytes]) -> None:
+        self._requests = requests
+
+    async def receive(self) -> bytes | None:
+        try:
+            return await self._requests.receive()
+        except trio.EndOfChannel:
+            return None
+
+    def send_nowait(self, message: bytes) -> None:
+        pass
+
+
+async def debug_json(context: ApiContext, rig: Rig) -> Any:
+    path = PAGES[0]
+    headers = (
+        (b"coder-session-token", rig.root_token.encode()),
+        (b"accept", b"application/json"),
+    )
+    answer = await Router(context, DEBUG_ROUTES).answer(
+        Request("GET", path, path, headers=headers)
+    )
+    assert isinstance(answer, Response)
+    return body_of(answer)
