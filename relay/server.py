@@ -22,7 +22,7 @@ import trio
 from relay.addresses import ListenAddress
 from relay.api.agent_session import AGENT_ROUTES
 from relay.api.context import ApiContext
-DEBUG_ROUTES: tuple[()] = ()  # stopgap
+from relay.api.debug import DEBUG_ROUTES
 from relay.api.derp_verify import VERIFY_ROUTES, coordinator_admission
 from relay.api.identity import (
     Authenticator,
