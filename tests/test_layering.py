@@ -16,6 +16,7 @@ from tests.modules import ROOT, dotted, imports, is_within, modules, parsed
 # The trio side of the library, and what it is for.
 IO_MODULES = {
     Path("tailnet/__init__.py"): "re-exports the trio side too",
+    Path("tailnet/coordinator/serve.py"): "the coordinator's streams",
     Path("tailnet/derp/client.py"): "the DERP client",
     Path("tailnet/derp/dial.py"): "TCP, TLS, addresses of a node",
     Path("tailnet/derp/login.py"): "one attempt to connect, under its deadline",
