@@ -20,10 +20,15 @@ from relay.api.agent_checks import check_uuid
 from relay.api.context import ApiContext
 from relay.api.peer import ApiPeer
 from relay.api.unary import decode_request, refuse, store_refusal, unary
+from relay.store.model import WorkspaceAgents
 from tailnet.control.convert import derp_map_to_proto
 from tailnet.control.proto import tailnet_pb2 as pb
 from tailnet.control.server import Handler, ServerCall
-from tailnet.coordinator.updates import WorkspaceUpdates
+from tailnet.coordinator.updates import (
+    AgentState,
+    WorkspaceState,
+    WorkspaceUpdates,
+)
 from tailnet.derp.derpmap import DERPMap
 from tailnet.errors import RpcError, StoreError
 
@@ -107,12 +112,11 @@ class _TailnetService:
         self, request: pb.RefreshResumeTokenRequest
     ) -> pb.RefreshResumeTokenResponse:
         """A token with which a client gets its peer id back."""
-        token, refresh_in, expires_at = self._context.resume_tokens.issue(self._peer.id)
-        wait, expiry = Duration(), Timestamp()
-        wait.FromTimedelta(refresh_in)
-        expiry.FromDatetime(expires_at)
+        issued = self._context.resume_tokens.issue(self._peer.id)
         return pb.RefreshResumeTokenResponse(
-            token=token, refresh_in=wait, expires_at=expiry
+            token=issued.token,
+            refresh_in=Duration(seconds=issued.refresh_in),
+            expires_at=Timestamp(seconds=issued.expires_at),
         )
 
     async def workspace_updates(self, call: ServerCall) -> None:
@@ -135,10 +139,20 @@ class _TailnetService:
             # Asked again for each message: rights may have changed as well.
             if not await context.authorizer.may_watch(user, owner_id):
                 raise RpcError(WATCH_DENIED)
-            message = differ.update(await context.store.workspaces_of(owner_id))
+            workspaces = await context.store.workspaces_of(owner_id)
+            message = differ.update(map(_workspace_state, workspaces))
             if message is not None:
-                await call.send(message)
+                await call.send(message.SerializeToString())
             await context.revisions.wait_change(revision)
+
+
+def _workspace_state(item: WorkspaceAgents) -> WorkspaceState:
+    """A workspace as clients know it. It is always running: see rest_json."""
+    return WorkspaceState(
+        item.workspace.id,
+        item.workspace.name,
+        agents=tuple(AgentState(agent.id, agent.name) for agent in item.agents),
+    )
 
 
 async def _receive(call: ServerCall, kind: type[_Request]) -> _Request:

@@ -155,12 +155,11 @@ async def open_rig(tmp_path: Path, **settings: Any) -> AsyncIterator[Rig]:
             authorizer=OwnerAuthorizer(store),
             coordinator=cast("CoordinatorService", coordinator),
             derp_maps=feed,
-            resume_tokens=ResumeTokens(),
+            resume_tokens=ResumeTokens([("kid", bytes(range(64)))], lambda: 1.8e9),
             deployment_id=DEPLOYMENT,
             access_url=ACCESS_URL,
             version=VERSION,
         )
-        context.resume_tokens.use([("kid", bytes(range(64)))])
         context.revisions.note(await store.revision())
         identity = await store.agent_identity(new.agent.id)
         assert identity is not None
