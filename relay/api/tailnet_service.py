@@ -113,10 +113,11 @@ class _TailnetService:
     ) -> pb.RefreshResumeTokenResponse:
         """A token with which a client gets its peer id back."""
         issued = self._context.resume_tokens.issue(self._peer.id)
+        wait, expiry = Duration(), Timestamp()
+        wait.FromTimedelta(issued.refresh_in)
+        expiry.FromDatetime(issued.expires_at)
         return pb.RefreshResumeTokenResponse(
-            token=issued.token,
-            refresh_in=Duration(seconds=issued.refresh_in),
-            expires_at=Timestamp(seconds=issued.expires_at),
+            token=issued.token, refresh_in=wait, expires_at=expiry
         )
 
     async def workspace_updates(self, call: ServerCall) -> None:

@@ -155,7 +155,7 @@ async def open_rig(tmp_path: Path, **settings: Any) -> AsyncIterator[Rig]:
             authorizer=OwnerAuthorizer(store),
             coordinator=cast("CoordinatorService", coordinator),
             derp_maps=feed,
-            resume_tokens=ResumeTokens([("kid", bytes(range(64)))], lambda: 1.8e9),
+            resume_tokens=ResumeTokens(lambda: 1.8e9, [("kid", bytes(range(64)))]),
             deployment_id=DEPLOYMENT,
             access_url=ACCESS_URL,
             version=VERSION,

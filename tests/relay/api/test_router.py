@@ -66,7 +66,8 @@ async def test_paths_and_parameters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/v2/nothing", "/api/v2/things", "/api/v2/things//", "/api/", "/api/v1"]
+    "path",
+    ["/api/v2/nothing", "/api/v2/things", "/api/v2/things//", "/api/", "/api/v1"],
 )
 async def test_no_such_route(path: str, tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
@@ -98,7 +99,7 @@ async def test_methods_that_are_not_there(method: str, tmp_path: Path) -> None:
         (
             "abc",
             "Invalid API key format: incorrect amount of API key parts, "
-            "expected 2 got 1",
+             "expected 2 got 1",
         ),
         (
             "abc-def",
@@ -106,8 +107,7 @@ async def test_methods_that_are_not_there(method: str, tmp_path: Path) -> None:
         ),
         (
             "0123456789-def",
-            "Invalid API key format: invalid API key secret length, "
-            "expected 22 got 3",
+            "Invalid API key format: invalid API key secret length, expected 22 got 3",
         ),
         ("0123456789-0123456789012345678901", "API key is invalid."),
     ],
@@ -137,8 +137,8 @@ async def test_users_without_a_good_token(
         (
             "8c7d5f4e-0b1a-4c2d-9e3f-a1b2c3d4e5f6",
             "Workspace agent not authorized.",
-            "The agent cannot authenticate until the workspace provision job has been "
-            "completed. If the job is no longer running, this agent is invalid.",
+            "The agent cannot authenticate until the workspace provision job has "
+             "been completed. If the job is no longer running, this agent is invalid.",
         ),
     ],
 )
@@ -180,7 +180,7 @@ async def test_the_limit_comes_before_the_refusal(tmp_path: Path) -> None:
     asked: list[str | None] = []
 
     def limit(request: Request, user: User | None) -> Response | None:
-        asked.append(user and user.username)
+        asked.append(None if user is None else user.username)
         return json_answer(429, "slow down")
 
     async with open_rig(tmp_path) as rig:
@@ -201,9 +201,7 @@ def with_headers(*headers: tuple[bytes, bytes], query: str = "") -> Request:
         (with_headers(), ""),
         (with_headers((b"coder-session-token", b"h")), "h"),
         (
-            with_headers(
-                (b"coder-session-token", b"h"), query="coder_session_token=q"
-            ),
+            with_headers((b"coder-session-token", b"h"), query="coder_session_token=q"),
             "q",
         ),
         (
