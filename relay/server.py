@@ -7,12 +7,12 @@ be wrong with the settings is found before the first port listens.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from socket import socket
 from typing import Final
 
@@ -22,7 +22,7 @@ import trio
 from relay.addresses import ListenAddress
 from relay.api.agent_session import AGENT_ROUTES
 from relay.api.context import ApiContext
-DEBUG_ROUTES: tuple[()] = ()  # stopgap
+from relay.api.debug import DEBUG_ROUTES
 from relay.api.derp_verify import VERIFY_ROUTES, coordinator_admission
 from relay.api.identity import (
     Authenticator,
@@ -49,7 +49,8 @@ from relay.pages.metrics import Metrics
 from relay.pages.page import Request, Response
 from relay.pages.site import Site
 from relay.ports import Port, open_ports
-from relay.serve_settings import DerpAdmission, ServeSettings
+from relay.serve_settings import DerpAdmission, ServeSettings, read_verify_token
+from relay.store.location import prepare_data_dir
 from relay.store.sql_store import open_store
 from relay.store.store import Store
 from relay.stun import StunStatistics, open_stun_socket, serve_stun
@@ -62,8 +63,7 @@ __all__ = ("Server", "open_server")
 
 log = structlog.get_logger("relay")
 
-# Files in the data directory.
-DATABASE: Final = "tailnet.db"
+# Its file in the data directory.
 RELAY_KEY: Final = "relay.key"
 
 
@@ -111,8 +111,21 @@ class Server:
         await self._stopping.wait()
 
     def reload(self) -> None:
-        """Read certificate and DERP map again; connections keep what they have."""
+        """Read certificate, DERP map and verify token again.
+
+        Connections keep what they have; what cannot be read stays as it was.
+        """
         self.context.derp_maps.reload()
+        path = self.settings.verify_token_file
+        if path is not None:
+            try:
+                token = read_verify_token(path)
+            except ConfigError as exc:
+                log.error("the old verify token stays in use", reason=str(exc))
+            else:
+                self.context.settings = replace(
+                    self.context.settings, verify_token=token
+                )
         if self.certificates is not None:
             self.certificates.reload_or_log()
 
@@ -143,11 +156,11 @@ async def open_server(
     Raises:
         ConfigError: A port, file or certificate cannot be used.
     """
-    _make_data_dir(settings.data_dir)
+    database = prepare_data_dir(settings.data_dir)
     if store is None:
         try:
             async with (
-                open_store(settings.data_dir / DATABASE) as own,
+                open_store(database) as own,
                 open_server(
                     settings,
                     store=own,
@@ -203,7 +216,7 @@ async def _run_server(
                 authorizer=authorizer,
                 coordinator=CoordinatorService(),
                 derp_maps=derp_maps,
-                resume_tokens=ResumeTokens(),
+                resume_tokens=ResumeTokens(time.time),
                 deployment_id=await store.deployment_id(),
                 access_url=str(access_url),
                 version=version("tailnet"),
@@ -234,31 +247,18 @@ async def _run_server(
             ]
             watcher = Watcher(context, switch)
             await watcher.load_signing_keys()
+            context.coordinator.on_node_key_gone(watcher.drop_node_key)
             async with open_ports(
                 ports, switch, settings.drain_timeout, watcher.hang_up
             ) as services:
                 services.start_soon(derp_maps.run)
                 services.start_soon(context.heartbeats.run)
+                services.start_soon(context.coordinator.run)
                 services.start_soon(watcher.watch_revisions)
                 services.start_soon(watcher.renew_signing_keys)
                 if sockets.stun is not None:
                     services.start_soon(serve_stun, sockets.stun, server.stun)
                 yield server
-
-
-def _make_data_dir(path: Path) -> None:
-    """Make the data directory, closed to others, if it is not there.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(
-            f"cannot make the data directory {path}: {exc.strerror}; choose another "
-            "--data-dir"
-        ) from exc
 
 
 class _Sockets:

@@ -11,6 +11,7 @@ import trio
 
 from relay.api.context import ApiContext
 from relay.derp.switch import Switch
+from relay.serve_settings import DerpAdmission
 from relay.signing_keys import RESUME_TOKEN, load_signing_keys
 from tailnet.control.link import CLOSE_GOING_AWAY
 from tailnet.coordinator.resume import TOKEN_LIFETIME
@@ -70,7 +71,14 @@ class Watcher:
             context.agent_sessions.close(agent_id, DELETED)
 
     def drop_node_key(self, key: NodePublic, reason: str) -> None:
-        """Close the relay's connections of a node that is gone for good."""
+        """Close the relay's connections of a node that is gone for good.
+
+        An open relay keeps those who may come back with the same key; only a
+        deleted agent has nothing to come back to.
+        """
+        admission = self.context.settings.derp_admission
+        if admission is DerpAdmission.OPEN and reason != DELETED:
+            return
         for conn in self.switch.connections(key):
             self.switch.close(conn, reason)
 

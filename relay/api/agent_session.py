@@ -76,7 +76,7 @@ class _Presence:
             )
 
 
-async def agent_rpc(request: ApiRequest) -> Response | Takeover:
+async def _agent_rpc(request: ApiRequest) -> Response | Takeover:
     """``/workspaceagents/me/rpc``."""
     context = request.context
     identity = request.need_agent()
@@ -115,5 +115,5 @@ async def agent_rpc(request: ApiRequest) -> Response | Takeover:
 
 
 AGENT_ROUTES: Final = (
-    Route("GET", "/api/v2/workspaceagents/me/rpc", agent_rpc, Auth.AGENT),
+    Route("GET", "/api/v2/workspaceagents/me/rpc", _agent_rpc, Auth.AGENT),
 )

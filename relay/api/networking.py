@@ -92,18 +92,18 @@ def _connection_info(context: ApiContext) -> Response:
     return json_answer(200, info)
 
 
-async def connection(request: ApiRequest) -> Response:
+async def _connection(request: ApiRequest) -> Response:
     """``/workspaceagents/connection``: where relays are, and what is allowed."""
     return _connection_info(request.context)
 
 
-async def agent_connection(request: ApiRequest) -> Response:
+async def _agent_connection(request: ApiRequest) -> Response:
     """``/workspaceagents/{agent}/connection``: the same, for one agent."""
     await request.agent_param()
     return _connection_info(request.context)
 
 
-async def coordinate(request: ApiRequest) -> Response | Takeover:
+async def _coordinate(request: ApiRequest) -> Response | Takeover:
     """``/workspaceagents/{agent}/coordinate``: one client, one agent."""
     context = request.context
     identity = await request.agent_param()
@@ -118,7 +118,7 @@ async def coordinate(request: ApiRequest) -> Response | Takeover:
     return _serve_client(request, peer)
 
 
-async def user_tailnet(request: ApiRequest) -> Response | Takeover:
+async def _user_tailnet(request: ApiRequest) -> Response | Takeover:
     """``/tailnet``: one user, many agents; each tunnel is authorized."""
     context = request.context
     user = request.need_user()
@@ -142,7 +142,7 @@ def _serve_client(request: ApiRequest, peer: ApiPeer) -> Response | Takeover:
     return open_websocket(request, serve)
 
 
-async def derp_map_feed(request: ApiRequest) -> Response | Takeover:
+async def _derp_map_feed(request: ApiRequest) -> Response | Takeover:
     """``/derp-map``: the feed of version 1, JSON in binary messages."""
     maps = request.context.derp_maps
 
@@ -161,9 +161,9 @@ async def derp_map_feed(request: ApiRequest) -> Response | Takeover:
 
 
 NETWORKING_ROUTES: Final = (
-    Route("GET", "/api/v2/derp-map", derp_map_feed, Auth.NONE),
-    Route("GET", "/api/v2/workspaceagents/connection", connection),
-    Route("GET", "/api/v2/workspaceagents/{agent}/connection", agent_connection),
-    Route("GET", "/api/v2/workspaceagents/{agent}/coordinate", coordinate),
-    Route("GET", "/api/v2/tailnet", user_tailnet),
+    Route("GET", "/api/v2/derp-map", _derp_map_feed, Auth.NONE),
+    Route("GET", "/api/v2/workspaceagents/connection", _connection),
+    Route("GET", "/api/v2/workspaceagents/{agent}/connection", _agent_connection),
+    Route("GET", "/api/v2/workspaceagents/{agent}/coordinate", _coordinate),
+    Route("GET", "/api/v2/tailnet", _user_tailnet),
 )

@@ -9,7 +9,6 @@ import enum
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -238,14 +237,14 @@ def session_token(request: Request) -> str:
 
     Source: coder ``coderd/httpmw/apikey.go`` APITokenFromRequest.
     """
+    # Not http.cookies: it gives up at the first cookie that it does not like,
+    # and the others are somebody else's.
     for name, value in request.headers:
         if name == b"cookie":
-            try:
-                cookies = SimpleCookie(value.decode("latin-1"))
-            except CookieError:
-                continue
-            if TOKEN_NAME in cookies and cookies[TOKEN_NAME].value:
-                return cookies[TOKEN_NAME].value
+            for cookie in value.decode("latin-1").split(";"):
+                key, _, token = cookie.strip().partition("=")
+                if key == TOKEN_NAME and (token := token.strip('"')):
+                    return token
     query = urllib.parse.parse_qs(request.query)
     if query.get(TOKEN_NAME):
         return query[TOKEN_NAME][0]

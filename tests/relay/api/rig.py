@@ -33,6 +33,7 @@ from tailnet.coordinator.serve import CoordinatorService
 from tailnet.derp.derpmap import DERPMap, DERPNode, DERPRegion
 from tailnet.errors import RpcError
 from tailnet.keys import NodePublic
+from tests.relay.store.stores import empty_database
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -140,6 +141,7 @@ class Rig:
 @asynccontextmanager
 async def open_rig(tmp_path: Path, **settings: Any) -> AsyncIterator[Rig]:
     """A rig with a store of its own."""
+    (tmp_path / "tailnet.db").write_bytes(empty_database())
     async with open_store(tmp_path / "tailnet.db", threads=False) as store:
         alice = await store.create_user("alice")
         bob = await store.create_user("bob")
