@@ -44,7 +44,7 @@ _BAD_AFTER: Final = error_answer(
 )
 
 
-async def agent_logs(request: ApiRequest) -> Response | Takeover:
+async def _agent_logs(request: ApiRequest) -> Response | Takeover:
     """All lines behind number ``after``; with ``follow``, all to come too."""
     identity = await request.agent_param()
     after = request.query("after") or "0"
@@ -129,4 +129,4 @@ def _line_json(number: int, entry: StoredLogLine) -> Mapping[str, Any]:
     }
 
 
-LOG_ROUTES: Final = (Route("GET", "/api/v2/workspaceagents/{agent}/logs", agent_logs),)
+LOG_ROUTES: Final = (Route("GET", "/api/v2/workspaceagents/{agent}/logs", _agent_logs),)

@@ -33,7 +33,7 @@ _HTML_HEADERS: Final = (
 )
 
 
-async def coordinator(request: ApiRequest) -> Response:
+async def _coordinator(request: ApiRequest) -> Response:
     """``/debug/coordinator`` and ``/debug/tailnet``: peers and tunnels."""
     view = _view(request.context)
     if "application/json" in request.request.header("accept").lower():
@@ -68,7 +68,7 @@ def _view(context: ApiContext) -> CoordinatorView:
     )
 
 
-async def websocket(request: ApiRequest) -> Response | Takeover:
+async def _websocket(request: ApiRequest) -> Response | Takeover:
     """``/debug/ws``: says what it hears, so that websockets can be checked."""
     return accept_messages(request, _echo)
 
@@ -84,7 +84,7 @@ async def _echo(messages: MessageSocket) -> None:
 
 
 DEBUG_ROUTES: Final = (
-    Route("GET", "/api/v2/debug/coordinator", coordinator, Auth.ADMIN),
-    Route("GET", "/api/v2/debug/tailnet", coordinator, Auth.ADMIN),
-    Route("GET", "/api/v2/debug/ws", websocket, Auth.ADMIN),
+    Route("GET", "/api/v2/debug/coordinator", _coordinator, Auth.ADMIN),
+    Route("GET", "/api/v2/debug/tailnet", _coordinator, Auth.ADMIN),
+    Route("GET", "/api/v2/debug/ws", _websocket, Auth.ADMIN),
 )

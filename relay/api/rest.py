@@ -54,17 +54,17 @@ _BOOLEANS: Final = {
 # -- without a token ---------------------------------------------------------
 
 
-async def healthz(request: ApiRequest) -> Response:
+async def _healthz(request: ApiRequest) -> Response:
     """``/healthz``: the server answers."""
     return Response(200, (TEXT,), b"OK")
 
 
-async def latency_check(request: ApiRequest) -> Response:
+async def _latency_check(request: ApiRequest) -> Response:
     """``/latency-check``: how long an answer takes, for browsers."""
     return Response(200, _LATENCY_HEADERS, b"OK")
 
 
-async def build_info(request: ApiRequest) -> Response:
+async def _build_info(request: ApiRequest) -> Response:
     """``/buildinfo``: what runs here, and which API it speaks."""
     context = request.context
     return json_answer(
@@ -83,14 +83,14 @@ async def build_info(request: ApiRequest) -> Response:
     )
 
 
-async def first_user(request: ApiRequest) -> Response:
+async def _first_user(request: ApiRequest) -> Response:
     """``/users/first``: whether there is any user; ``coder login`` asks."""
     if not await request.context.store.list_users():
         return error_answer(404, "The initial user has not been created!")
     return error_answer(200, "The initial user has already been created!")
 
 
-async def appearance(request: ApiRequest) -> Response:
+async def _appearance(request: ApiRequest) -> Response:
     """``/appearance``: no name, no logo, no banners."""
     return json_answer(
         200,
@@ -108,7 +108,7 @@ async def appearance(request: ApiRequest) -> Response:
 # -- the deployment ----------------------------------------------------------
 
 
-async def ssh_config(request: ApiRequest) -> Response:
+async def _ssh_config(request: ApiRequest) -> Response:
     """``/deployment/ssh``: how to name workspaces in an SSH configuration."""
     return json_answer(
         200,
@@ -120,7 +120,7 @@ async def ssh_config(request: ApiRequest) -> Response:
     )
 
 
-async def regions(request: ApiRequest) -> Response:
+async def _regions(request: ApiRequest) -> Response:
     """``/regions``: this server, as the one proxy region there is."""
     context = request.context
     region = {
@@ -166,12 +166,12 @@ async def _user_param(request: ApiRequest) -> User:
     return user
 
 
-async def get_user(request: ApiRequest) -> Response:
+async def _get_user(request: ApiRequest) -> Response:
     """``/users/{user}``."""
     return json_answer(200, user_json(await _user_param(request)))
 
 
-async def create_key(request: ApiRequest) -> Response:
+async def _create_key(request: ApiRequest) -> Response:
     """``POST /users/me/keys``: another API key, which ``coder login`` keeps.
 
     For oneself only, so that nobody acts in another's name.
@@ -205,7 +205,7 @@ async def _workspace_param(request: ApiRequest) -> Workspace:
     return workspace
 
 
-async def workspace_by_name(request: ApiRequest) -> Response:
+async def _workspace_by_name(request: ApiRequest) -> Response:
     """``/users/{user}/workspace/{name}``."""
     owner = await _user_param(request)
     include_deleted = request.query("include_deleted")
@@ -226,14 +226,14 @@ async def workspace_by_name(request: ApiRequest) -> Response:
     return json_answer(200, workspace_json(item, _now()))
 
 
-async def workspace(request: ApiRequest) -> Response:
+async def _workspace(request: ApiRequest) -> Response:
     """``/workspaces/{workspace}``."""
     found = await _workspace_param(request)
     item = await _agents_of(request.context, found)
     return json_answer(200, workspace_json(item, _now()))
 
 
-async def workspaces(request: ApiRequest) -> Response:
+async def _workspaces(request: ApiRequest) -> Response:
     """``/workspaces?q=owner:me name:x``: those that the user may see."""
     context, me = request.context, request.need_user()
     owner, name = _parse_search(request.query("q"))
@@ -288,7 +288,7 @@ def _bad_search(detail: str) -> ApiError:
     )
 
 
-async def workspace_usage(request: ApiRequest) -> Response:
+async def _workspace_usage(request: ApiRequest) -> Response:
     """``POST /workspaces/{workspace}/usage``: somebody uses it.
 
     Nothing here stops workspaces that nobody uses, so it is checked and
@@ -328,7 +328,7 @@ def _bad_usage(field: str, detail: str) -> Response:
     )
 
 
-async def template_version(request: ApiRequest) -> Response:
+async def _template_version(request: ApiRequest) -> Response:
     """``/templateversions/{version}``: the one of all workspaces, or none.
 
     ``coder ssh`` asks for the version of a workspace and needs an answer.
@@ -341,13 +341,13 @@ async def template_version(request: ApiRequest) -> Response:
 # -- agents ------------------------------------------------------------------
 
 
-async def agent(request: ApiRequest) -> Response:
+async def _agent(request: ApiRequest) -> Response:
     """``/workspaceagents/{agent}``: what it is, and whether it is there."""
     identity = await request.agent_param()
     return json_answer(200, agent_json(identity.agent, _now()))
 
 
-async def reinit(request: ApiRequest) -> Response:
+async def _reinit(request: ApiRequest) -> Response:
     """``/workspaceagents/me/reinit``: when is a prebuilt workspace claimed?
 
     There are none, and agents ask again and again: it has to be cheap.
@@ -358,14 +358,14 @@ async def reinit(request: ApiRequest) -> Response:
 _NOT_PREBUILT: Final = error_answer(409, "Workspace is not a prebuilt workspace.")
 
 
-async def git_ssh_key(request: ApiRequest) -> Response:
+async def _git_ssh_key(request: ApiRequest) -> Response:
     """``/workspaceagents/me/gitsshkey``: no user has a key here."""
     return error_answer(
         404, "This server keeps no SSH keys.", "Use the keys of the workspace itself."
     )
 
 
-async def external_auth(request: ApiRequest) -> Response:
+async def _external_auth(request: ApiRequest) -> Response:
     """``/workspaceagents/me/external-auth``, and ``gitauth`` as it was once."""
     wanted, match = request.query("id"), request.query("match")
     if bool(wanted) == bool(match):
@@ -380,7 +380,7 @@ async def external_auth(request: ApiRequest) -> Response:
     )
 
 
-async def log_source(request: ApiRequest) -> Response:
+async def _log_source(request: ApiRequest) -> Response:
     """``POST /workspaceagents/me/log-source``: a source names itself.
 
     Logs are kept by the id of their source, so it is checked and echoed.
@@ -416,25 +416,25 @@ def _api(method: str, path: str, handler: Any, auth: Auth = Auth.USER) -> Route:
 
 
 REST_ROUTES: Final = (
-    Route("GET", "/healthz", healthz, Auth.NONE),
-    Route("GET", "/latency-check", latency_check, Auth.NONE),
-    _api("GET", "/buildinfo", build_info, Auth.NONE),
-    _api("GET", "/appearance", appearance, Auth.NONE),
-    _api("GET", "/users/first", first_user, Auth.NONE),
-    _api("GET", "/deployment/ssh", ssh_config),
-    _api("GET", "/regions", regions),
-    _api("GET", "/users/{user}", get_user),
-    _api("POST", "/users/{user}/keys", create_key),
-    _api("GET", "/users/{user}/workspace/{name}", workspace_by_name),
-    _api("GET", "/workspaces", workspaces),
-    _api("GET", "/workspaces/{workspace}", workspace),
-    _api("POST", "/workspaces/{workspace}/usage", workspace_usage),
-    _api("GET", "/templateversions/{version}", template_version),
-    _api("GET", "/workspaceagents/{agent}", agent),
-    _api("GET", "/workspaceagents/me/reinit", reinit, Auth.AGENT),
-    _api("GET", "/workspaceagents/me/gitsshkey", git_ssh_key, Auth.AGENT),
-    _api("GET", "/workspaceagents/me/external-auth", external_auth, Auth.AGENT),
-    _api("GET", "/workspaceagents/me/gitauth", external_auth, Auth.AGENT),
-    _api("POST", "/workspaceagents/me/log-source", log_source, Auth.AGENT),
+    Route("GET", "/healthz", _healthz, Auth.NONE),
+    Route("GET", "/latency-check", _latency_check, Auth.NONE),
+    _api("GET", "/buildinfo", _build_info, Auth.NONE),
+    _api("GET", "/appearance", _appearance, Auth.NONE),
+    _api("GET", "/users/first", _first_user, Auth.NONE),
+    _api("GET", "/deployment/ssh", _ssh_config),
+    _api("GET", "/regions", _regions),
+    _api("GET", "/users/{user}", _get_user),
+    _api("POST", "/users/{user}/keys", _create_key),
+    _api("GET", "/users/{user}/workspace/{name}", _workspace_by_name),
+    _api("GET", "/workspaces", _workspaces),
+    _api("GET", "/workspaces/{workspace}", _workspace),
+    _api("POST", "/workspaces/{workspace}/usage", _workspace_usage),
+    _api("GET", "/templateversions/{version}", _template_version),
+    _api("GET", "/workspaceagents/{agent}", _agent),
+    _api("GET", "/workspaceagents/me/reinit", _reinit, Auth.AGENT),
+    _api("GET", "/workspaceagents/me/gitsshkey", _git_ssh_key, Auth.AGENT),
+    _api("GET", "/workspaceagents/me/external-auth", _external_auth, Auth.AGENT),
+    _api("GET", "/workspaceagents/me/gitauth", _external_auth, Auth.AGENT),
+    _api("POST", "/workspaceagents/me/log-source", _log_source, Auth.AGENT),
     *LOG_ROUTES,
 )
