@@ -98,8 +98,10 @@ async def test_methods_that_are_not_there(method: str, tmp_path: Path) -> None:
         ("", 'Cookie "coder_session_token" or query parameter must be provided.'),
         (
             "abc",
-            "Invalid API key format: incorrect amount of API key parts, "
-             "expected 2 got 1",
+            (
+                "Invalid API key format: incorrect amount of API key parts, "
+                "expected 2 got 1"
+            ),
         ),
         (
             "abc-def",
@@ -137,8 +139,11 @@ async def test_users_without_a_good_token(
         (
             "8c7d5f4e-0b1a-4c2d-9e3f-a1b2c3d4e5f6",
             "Workspace agent not authorized.",
-            "The agent cannot authenticate until the workspace provision job has "
-             "been completed. If the job is no longer running, this agent is invalid.",
+            (
+                "The agent cannot authenticate until the workspace provision job has "
+                "been completed. If the job is no longer running, this agent is "
+                "invalid."
+            ),
         ),
     ],
 )
