@@ -2,7 +2,8 @@
 
 How the library is layered, lowest first:
 
-- ``errors`` and ``keys`` know nothing of any protocol.
+- ``errors`` and ``keys`` know nothing of any protocol; ``proxy``,
+  ``tls_stream`` and ``transport`` lead to a host, whatever is spoken there.
 - One folder per protocol (``derp``, ``stun``): bytes in and bytes out, no
   sockets, no clocks, no tasks. Both ends of each protocol live there.
 - ``derp/client.py`` puts the DERP protocol on trio sockets.
@@ -14,7 +15,12 @@ What is public is re-exported here, in ``__all__``.
 
 from __future__ import annotations
 
-from tailnet.derp.client import DerpClient, open_derp_client
+from tailnet.derp.client import (
+    DerpClient,
+    HeaderSource,
+    HttpHeaders,
+    open_derp_client,
+)
 from tailnet.derp.derpmap import (
     DERPHomeParams,
     DERPMap,
@@ -61,6 +67,7 @@ from tailnet.keys import (
     NodePrivate,
     NodePublic,
 )
+from tailnet.proxy import Proxy, ProxyRules
 
 __all__ = (
     "ClientDropReason",
@@ -81,7 +88,9 @@ __all__ = (
     "DiscoPrivate",
     "DiscoPublic",
     "Disconnected",
+    "HeaderSource",
     "Health",
+    "HttpHeaders",
     "KeyFormatError",
     "LocalProtocolError",
     "MeshKey",
@@ -93,6 +102,8 @@ __all__ = (
     "PeerPresent",
     "PeerPresentFlags",
     "ProtocolError",
+    "Proxy",
+    "ProxyRules",
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",

@@ -19,8 +19,9 @@ IO_MODULES = {
     Path("tailnet/derp/client.py"): "the DERP client",
     Path("tailnet/derp/dial.py"): "TCP, TLS, addresses of a node",
     Path("tailnet/derp/login.py"): "one attempt to connect, under its deadline",
-    Path("tailnet/derp/tls_stream.py"): "TLS on a stream of trio's",
     Path("tailnet/derp/session.py"): "the tasks of one connection",
+    Path("tailnet/tls_stream.py"): "TLS on a stream of trio's",
+    Path("tailnet/transport.py"): "TCP, and through a proxy",
 }
 
 # What blocks, sleeps, tells the time, throws dice or starts tasks.
@@ -28,7 +29,7 @@ BANNED = (
     "anyio", "asyncio", "concurrent", "http", "importlib", "multiprocessing", "os",
     "queue", "random", "sched", "secrets", "select", "selectors", "signal", "socket",
     "socketserver", "ssl", "subprocess", "tempfile", "threading", "time", "trio",
-    "trio_websocket", "urllib", "uuid",
+    "trio_websocket", "urllib.error", "urllib.request", "uuid",
 )  # fmt: skip
 
 # The methods that tell the time by another way.

@@ -12,7 +12,7 @@ ServerInfo as soon as the client is registered.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -23,7 +23,7 @@ from tailnet.derp.connection import ClientConnection, ServerGreeting
 from tailnet.derp.derpmap import DERPNode
 from tailnet.derp.dial import (
     DEFAULT_DERP_PORT,
-    ConnectTcp,
+    Dialed,
     TlsFacts,
     derp_port,
     dial_region,
@@ -45,6 +45,8 @@ from tailnet.derp.websocket import (
 )
 from tailnet.errors import ConnectError, RemoteProtocolError
 from tailnet.keys import NodePrivate, NodePublic
+from tailnet.proxy import ProxyRules, join_host_port
+from tailnet.transport import ConnectTcp
 
 __all__ = (
     "CONNECT_TIMEOUT",
@@ -86,19 +88,25 @@ class Way:
 
     Attributes:
         nodes: Of one region, best first.
+        first: Which of them to try first; after the last one comes the first.
         websocket: Carry DERP in a websocket.
         headers: More HTTP headers, for proxies on the way.
         tls_context: See :func:`tailnet.derp.dial.start_tls`.
         prefer_ipv6: See :func:`tailnet.derp.dial.dial_node`.
+        proxies: See :func:`tailnet.derp.dial.dial_node`.
         connect: See :func:`tailnet.derp.dial.dial_node`.
+        trying: Called with each node before it is dialed.
     """
 
     nodes: Sequence[DERPNode]
+    first: int = 0
     websocket: bool = False
     headers: Sequence[tuple[str, str]] = ()
     tls_context: ssl.SSLContext | None = None
     prefer_ipv6: bool = False
+    proxies: ProxyRules | None = None
     connect: ConnectTcp | None = None
+    trying: Callable[[DERPNode], object] | None = None
 
 
 @dataclass(slots=True)
@@ -178,6 +186,7 @@ class Login:
             certificate.
         remote: Its address and port, as text.
         tls: None without TLS.
+        proxy: The proxy on the way, as text; None if there is none.
     """
 
     channel: Channel
@@ -187,6 +196,7 @@ class Login:
     fast_start: bool
     remote: str
     tls: TlsFacts | None
+    proxy: str | None = None
 
 
 async def log_in(
@@ -205,12 +215,18 @@ async def log_in(
             closed.
     """
     with trio.move_on_after(CONNECT_TIMEOUT):
-        stream, node = await dial_region(
-            way.nodes, prefer_ipv6=way.prefer_ipv6, connect=way.connect
+        dialed = await dial_region(
+            [*way.nodes[way.first :], *way.nodes[: way.first]],
+            prefer_ipv6=way.prefer_ipv6,
+            proxies=way.proxies,
+            tls_context=way.tls_context,
+            connect=way.connect,
+            trying=way.trying,
         )
-        where = node.name or node.host_name
+        stream = dialed.stream
+        where = dialed.node.name or dialed.node.host_name
         try:
-            return await _log_in_on(stream, node, way, private_key, info, preferred)
+            return await _log_in_on(dialed, way, private_key, info, preferred)
         except ConnectError:
             await trio.aclose_forcefully(stream)
             raise
@@ -225,17 +241,17 @@ async def log_in(
 
 
 async def _log_in_on(
-    tcp: trio.abc.Stream,
-    node: DERPNode,
+    dialed: Dialed,
     way: Way,
     private_key: NodePrivate,
     info: ClientInfo,
     preferred: bool,
 ) -> Login:
-    remote = _remote_name(tcp, node)
-    stream, tls = tcp, None
+    node = dialed.node
+    remote = _remote_name(dialed)
+    stream, tls = dialed.stream, None
     if not node.force_http:
-        stream, tls = await start_tls(tcp, node, context=way.tls_context)
+        stream, tls = await start_tls(stream, node, context=way.tls_context)
     server_key = None
     if way.websocket:
         websocket, rest = await _open_websocket(stream, node, way)
@@ -272,6 +288,7 @@ async def _log_in_on(
         fast_start=fast_start,
         remote=remote,
         tls=tls,
+        proxy=None if dialed.proxy is None else str(dialed.proxy),
     )
 
 
@@ -292,22 +309,19 @@ async def _wait_event(channel: Channel, kind: type[EventT]) -> EventT:
             raise ConnectError("the relay closed the connection before it admitted us")
 
 
-def _remote_name(stream: trio.abc.Stream, node: DERPNode) -> str:
-    if isinstance(stream, trio.SocketStream):
+def _remote_name(dialed: Dialed) -> str:
+    stream, node = dialed.stream, dialed.node
+    if isinstance(stream, trio.SocketStream) and dialed.proxy is None:
         try:
             host, port = stream.socket.getpeername()[:2]
         except OSError:  # gone already; whoever uses it next will see
             pass
         else:
-            return _join_host_port(host, port)
-    return _join_host_port(node.host_name, derp_port(node))
+            return join_host_port(host, port)
+    return join_host_port(node.host_name, derp_port(node))
 
 
 # -- HTTP -------------------------------------------------------------------
-
-
-def _join_host_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _host_header(node: DERPNode) -> str:
@@ -315,7 +329,7 @@ def _host_header(node: DERPNode) -> str:
     usual = _HTTP_PORT if node.force_http else DEFAULT_DERP_PORT
     port = derp_port(node)
     if port != usual:
-        return _join_host_port(node.host_name, port)
+        return join_host_port(node.host_name, port)
     return f"[{node.host_name}]" if ":" in node.host_name else node.host_name
 
 
