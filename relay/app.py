@@ -24,6 +24,7 @@ from relay.config import ListenAddress, Settings
 from relay.derp.pure_switch import PureSwitch
 from relay.derp.session import Admission, DerpService
 from relay.derp.switch import ConnectionClosed, Limits, Switch
+from relay.front.application import application
 from relay.front.certificates import Certificates
 from relay.front.listeners import (
     AcceptLimiter,
@@ -142,7 +143,7 @@ async def _run_relay(
     relay = _build(settings, admission)
     dns = BootstrapDns(settings.bootstrap_dns_names)
     site = _build_site(relay, dns)
-    relay.front.pages = site.answer
+    relay.front.pages = application(site.answer)
     options = TcpOptions(settings.tcp_keepalive_time, settings.tcp_user_timeout)
     with ExitStack() as sockets:
         main = _listen(relay, sockets, "derp", settings.listen, options)
@@ -168,7 +169,7 @@ async def _run_relay(
                 accept = partial(accept_forever, limiter=limiter)
                 acceptors.start_soon(accept, main, relay.front.serve, sessions)
                 if helper is not None:
-                    front = Front(pages=site.answer_helper, derp=None)
+                    front = Front(pages=application(site.answer_helper), derp=None)
                     acceptors.start_soon(accept_forever, helper, front.serve, sessions)
                 yield relay
                 relay.stop()

@@ -16,16 +16,16 @@ import h11
 
 from tailnet.derp.upgrade import MAX_HEAD_LEN
 
-__all__ = ("HttpError", "HttpReader", "RequestHead", "encode_answer", "encode_switch")
+__all__ = ("HttpError", "HttpReader", "HttpRequest", "encode_answer", "encode_switch")
 
-# A body is read to find its end and thrown away. No route takes one.
+# Of any route; those that take less refuse more themselves.
 MAX_BODY_LEN: Final = 64 << 10
 MAX_BODY_PIECES: Final = 64  # chunks; small ones cost as much as large ones
 
 
 @dataclass(frozen=True, slots=True)
-class RequestHead:
-    """The head of a request.
+class HttpRequest:
+    """A whole request.
 
     Attributes:
         method: As sent.
@@ -33,6 +33,7 @@ class RequestHead:
         headers: Names in lower case, in their order.
         http_version: ``1.0`` or ``1.1``.
         keep_alive: Whether another request may follow on the connection.
+        body: At most MAX_BODY_LEN bytes.
     """
 
     method: str
@@ -40,6 +41,7 @@ class RequestHead:
     headers: tuple[tuple[bytes, bytes], ...]
     http_version: bytes
     keep_alive: bool
+    body: bytes = b""
 
 
 class HttpError(Exception):
@@ -77,26 +79,26 @@ _GO_WORDS: Final = {
 class HttpReader:
     """The requests of one connection.
 
-    Feed it with ``receive_data``; ``next_request`` returns a head when the
-    whole request, body included, has come. After an answer that keeps the
+    Feed it with ``receive_data``; ``next_request`` returns a request when the
+    whole of it, body included, has come. After an answer that keeps the
     connection, call ``next_cycle``.
     """
 
-    __slots__ = ("_body_len", "_connection", "_head", "_pieces")
+    __slots__ = ("_body", "_connection", "_head", "_pieces")
 
     def __init__(self) -> None:
         self._connection = h11.Connection(
             h11.SERVER, max_incomplete_event_size=MAX_HEAD_LEN
         )
         self._head: h11.Request | None = None
-        self._body_len = 0
+        self._body = bytearray()
         self._pieces = 0
 
     def receive_data(self, data: bytes) -> None:
         """Add bytes from the network; ``b""`` if the client has closed."""
         self._connection.receive_data(data)
 
-    def next_request(self) -> RequestHead | None:
+    def next_request(self) -> HttpRequest | None:
         """Take the next request, or None until more bytes come.
 
         Raises:
@@ -111,10 +113,10 @@ class HttpReader:
                     if self._connection.they_are_waiting_for_100_continue:
                         return self._take_head(keep_alive=False)
                 elif isinstance(event, h11.Data):
-                    self._body_len += len(event.data)
+                    self._body += event.data
                     # How TCP cuts a body up is not the client's choice.
                     self._pieces += event.chunk_start
-                    if self._body_len > MAX_BODY_LEN or self._pieces > MAX_BODY_PIECES:
+                    if len(self._body) > MAX_BODY_LEN or self._pieces > MAX_BODY_PIECES:
                         raise HttpError(413, "a longer body than any route takes")
                 elif isinstance(event, h11.EndOfMessage):
                     return self._take_head(keep_alive=True)
@@ -125,9 +127,9 @@ class HttpReader:
                 exc.error_status_hint, str(exc), body=_GO_WORDS.get(str(exc), "")
             ) from exc
 
-    def _take_head(self, *, keep_alive: bool) -> RequestHead:
+    def _take_head(self, *, keep_alive: bool) -> HttpRequest:
         head, self._head = self._head, None
-        self._body_len = self._pieces = 0
+        body, self._body, self._pieces = bytes(self._body), bytearray(), 0
         assert head is not None  # h11 gives nothing else before it
         connection = {
             token.strip()
@@ -145,12 +147,13 @@ class HttpReader:
             # RFC 9112 6.1: two lengths, of which a proxy may have believed
             # the other one. What follows is not to be trusted.
             keep_alive = False
-        return RequestHead(
+        return HttpRequest(
             method=head.method.decode("latin-1"),
             target=head.target.decode("latin-1"),
             headers=tuple((bytes(n), bytes(v)) for n, v in head.headers),
             http_version=bytes(head.http_version),
             keep_alive=keep_alive and b"close" not in connection,
+            body=body,
         )
 
     def take_rest(self) -> bytes:
@@ -195,7 +198,7 @@ def encode_answer(
     headers: Iterable[tuple[str, str]],
     body: bytes,
     *,
-    request: RequestHead,
+    request: HttpRequest,
     keep_alive: bool,
 ) -> bytes:
     """Encode an answer with a known body.

@@ -6,6 +6,7 @@ Everything a client can do wrong ends in that task.
 
 from __future__ import annotations
 
+import math
 import ssl
 import urllib.parse
 from collections.abc import Callable
@@ -17,10 +18,11 @@ import structlog
 import trio
 
 from relay.derp.session import DerpService
+from relay.front.application import Application, Takeover
 from relay.front.http import (
     HttpError,
     HttpReader,
-    RequestHead,
+    HttpRequest,
     encode_answer,
     encode_switch,
 )
@@ -72,7 +74,7 @@ class FrontStatistics:
     tls_failures: int = 0
 
 
-def _no_page(_request: Request) -> Response:
+async def _no_page(_request: Request) -> Response:
     return go_error(404, "404 page not found")
 
 
@@ -82,14 +84,14 @@ class Front:
 
     Attributes:
         derp: Serves upgrades of ``/derp``; None if this port has no DERP.
-        pages: Answers every other request.
+        pages: Answers every other request, or takes its connection over.
         tls_context: Returns the context for the next connection, or None if
             the port is plain.
         statistics: Counted here.
     """
 
     derp: DerpService | None
-    pages: Callable[[Request], Response] = _no_page
+    pages: Application = _no_page
     tls_context: Callable[[], ssl.SSLContext] | None = None
     statistics: FrontStatistics = field(default_factory=FrontStatistics)
 
@@ -151,14 +153,19 @@ class Front:
                 or request.path != DERP_PATH
                 or upgrade.kind is UpgradeKind.NONE
             ):
-                response = self.pages(request)
+                answer = await self.pages(request)
+                if isinstance(answer, Takeover):
+                    deadline.deadline = math.inf
+                    await answer.serve(wire, reader.take_rest())
+                    return
+                response = answer
             elif (
                 upgrade.kind is UpgradeKind.WEBSOCKET
-                and (answer := _judge_websocket(head)).status != 101
+                and (judged := _judge_websocket(head)).status != 101
             ):
-                refusal = go_error(answer.status, answer.text)
+                refusal = go_error(judged.status, judged.text)
                 response = replace(
-                    refusal, headers=(*answer.text_headers(), *refusal.headers)
+                    refusal, headers=(*judged.text_headers(), *refusal.headers)
                 )
             else:
                 if not first:  # the deadline was that of an idle one
@@ -182,7 +189,7 @@ class Front:
             deadline.deadline = trio.current_time() + IDLE_TIMEOUT
 
 
-def _judge_websocket(head: RequestHead) -> WebsocketAnswer:
+def _judge_websocket(head: HttpRequest) -> WebsocketAnswer:
     return check_websocket_request(
         head.headers, head.method.encode("latin-1"), http_version=head.http_version
     )
@@ -192,7 +199,7 @@ async def _serve_derp(
     derp: DerpService,
     wire: Wire,
     reader: HttpReader,
-    head: RequestHead,
+    head: HttpRequest,
     upgrade: UpgradeRequest,
     remote: tuple[str, int] | None,
 ) -> None:
@@ -215,7 +222,7 @@ async def _serve_derp(
     )
 
 
-async def _next_request(wire: Wire, reader: HttpReader) -> RequestHead | None:
+async def _next_request(wire: Wire, reader: HttpReader) -> HttpRequest | None:
     while True:
         head = reader.next_request()
         if head is not None:
@@ -227,7 +234,7 @@ async def _next_request(wire: Wire, reader: HttpReader) -> RequestHead | None:
 
 
 def _to_request(
-    head: RequestHead, remote: tuple[str, int] | None, *, tls: bool
+    head: HttpRequest, remote: tuple[str, int] | None, *, tls: bool
 ) -> Request:
     """Read the target of a request.
 
@@ -251,4 +258,6 @@ def _to_request(
         headers=head.headers,
         remote=remote,
         tls=tls,
+        body=head.body,
+        http_version=head.http_version,
     )

@@ -34,6 +34,10 @@ class Wire:
         self._sock: socket.socket | None = sock
         self.tls = tls
         self._early = b""  # came with the last bytes of the TLS handshake
+        # What the kernel has not taken yet, and why it never will.
+        self._unsent = bytearray()
+        self._broken: OSError | None = None
+        self._flushing: trio.Lock | None = None
 
     async def start_tls(self) -> None:
         """Do the TLS handshake, if there is TLS.
@@ -53,7 +57,8 @@ class Wire:
                 self._try_send(tls.take())  # the alert
                 raise
             if tls.pending:
-                await self._send_raw(tls.take())
+                self._put(tls.take())
+                await self.flush()
 
     async def receive(self) -> bytes:
         """The next bytes from the client; ``b""`` when it has closed.
@@ -74,7 +79,8 @@ class Wire:
                 return data
             data = tls.feed(data)
             if tls.pending:
-                await self._send_raw(tls.take())
+                self._put(tls.take())
+                await self.flush()
             if data:
                 return data
 
@@ -84,10 +90,56 @@ class Wire:
         Raises:
             OSError: The connection broke.
         """
+        self.send_nowait(data)
+        await self.flush()
+
+    def send_nowait(self, data: bytes) -> None:
+        """Send what fits now, and keep the rest for :meth:`flush`.
+
+        If the connection is broken, ``flush`` and ``receive`` will say so.
+        """
         if self.tls is not None:
             self.tls.write(data)
             data = self.tls.take()
-        await self._send_raw(data)
+        self._put(data)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes for the network that wait for :meth:`flush`."""
+        return len(self._unsent)
+
+    async def flush(self) -> None:
+        """Wait until nothing is unsent; several tasks may.
+
+        Raises:
+            OSError: The connection broke.
+        """
+        await trio.lowlevel.checkpoint()
+        if self._broken is None and self._unsent:
+            if self._flushing is None:
+                self._flushing = trio.Lock()
+            async with self._flushing:
+                while self._unsent and self._broken is None:
+                    await trio.lowlevel.wait_writable(self._socket())
+                    data, self._unsent = self._unsent, bytearray()
+                    self._put(data)
+        if self._broken is not None:
+            raise self._broken
+
+    def _put(self, data: bytes | bytearray) -> None:
+        if self._unsent or self._broken is not None:
+            if self._broken is None:
+                self._unsent += data
+            return
+        try:
+            sent = self._socket().send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as exc:
+            self._broken = exc
+            return
+        if sent < len(data):
+            self._unsent += memoryview(data)[sent:]
 
     async def linger(self) -> None:
         """Let the client read our last answer while it is still sending.
@@ -99,14 +151,19 @@ class Wire:
         with trio.move_on_after(LINGER_TIME):
             if self.tls is not None:
                 self.tls.close()
-                await self._send_raw(self.tls.take())
+                self._put(self.tls.take())
                 self.tls = None
+            await self.flush()
             sock.shutdown(socket.SHUT_WR)
             while await self._receive_raw():
                 pass
 
     def release(self) -> tuple[socket.socket, TlsConnection | None]:
-        """Give the socket and its TLS state away; the wire is then empty."""
+        """Give the socket and its TLS state away; the wire is then empty.
+
+        Nothing may be unsent.
+        """
+        assert not self._unsent
         sock, self._sock = self._socket(), None
         return sock, self.tls
 
@@ -151,13 +208,3 @@ class Wire:
                 return sock.recv(_READ_LEN)
             except (BlockingIOError, InterruptedError):
                 await trio.lowlevel.wait_readable(sock)
-
-    async def _send_raw(self, data: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-        sock = self._socket()
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[sock.send(view) :]
-            except (BlockingIOError, InterruptedError):
-                await trio.lowlevel.wait_writable(sock)

@@ -24,6 +24,8 @@ class Request:
         headers: Names in lower case, in their order.
         remote: Address and port of the client, None if unknown.
         tls: Whether it came over TLS.
+        body: Of the request; empty if there was none.
+        http_version: ``1.0`` or ``1.1``.
     """
 
     method: str
@@ -33,6 +35,8 @@ class Request:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     remote: tuple[str, int] | None = None
     tls: bool = False
+    body: bytes = b""
+    http_version: bytes = b"1.1"
 
     def header(self, name: str) -> str:
         """The first value of a header, or the empty string."""

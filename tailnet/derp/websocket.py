@@ -1,4 +1,4 @@
-"""DERP bytes in websocket messages, and the handshake that leads there.
+"""A byte stream in websocket messages, and the handshake that leads there.
 
 Wire format: RFC 6455, and what Go's ends make of it: tailscale
 ``derpserver/websocket.go``, ``wsconn/wsconn.go`` and the library
@@ -106,6 +106,7 @@ class WebsocketStream:
         close_code: What the peer's Close said; 1005 if nothing, None if there
             was none.
         close_reason: The words with it.
+        pongs: Answers to our pings, and other Pongs, so far.
     """
 
     __slots__ = (
@@ -120,6 +121,7 @@ class WebsocketStream:
         "close_code",
         "close_reason",
         "closed",
+        "pongs",
     )
 
     def __init__(self, *, server: bool) -> None:
@@ -139,6 +141,7 @@ class WebsocketStream:
         self.closed = False
         self.close_code: int | None = None
         self.close_reason = ""
+        self.pongs = 0
 
     def receive_data(self, data: bytes) -> bytes:
         """Add bytes from the network.
@@ -251,8 +254,8 @@ class WebsocketStream:
                     self._pong = bytes(self._connection.send(event.response()))
                 case CloseConnection():
                     self._handle_close(event)
-                case _:  # a Pong that nobody asked for: RFC 6455 5.5.3
-                    pass
+                case _:  # a Pong, also one nobody asked for: RFC 6455 5.5.3
+                    self.pongs += 1
 
     def _handle_close(self, event: CloseConnection) -> None:
         if self._connection.state in (
@@ -315,6 +318,16 @@ class WebsocketStream:
                 CloseConnection(code=code, reason=reason)
             )
 
+    def encode_ping(self) -> bytes:
+        """A Ping for the network, which the peer's Pong will answer.
+
+        Raises:
+            LocalProtocolError: One of the ends has sent a Close.
+        """
+        if self._connection.state is not ConnectionState.OPEN:
+            raise LocalProtocolError("the websocket is closed")
+        return bytes(self._connection.send(Ping()))
+
     @property
     def pending(self) -> bool:
         """Whether ``data_to_send`` has something."""
@@ -354,7 +367,11 @@ class WebsocketAnswer:
 
 
 def check_websocket_request(
-    headers: Headers, method: bytes, *, http_version: bytes = b"1.1"
+    headers: Headers,
+    method: bytes,
+    *,
+    http_version: bytes = b"1.1",
+    subprotocol: bytes | None = SUBPROTOCOL,
 ) -> WebsocketAnswer:
     """Judge a request of kind WEBSOCKET, as coder/websocket's accept.go does.
 
@@ -365,6 +382,7 @@ def check_websocket_request(
         headers: Of the request, in their order.
         method: Of the request.
         http_version: ``1.0`` or ``1.1``.
+        subprotocol: Agreed on if it is offered; None for none at all.
     """
     fields = list(headers)
     refusal = _refusal(fields, method, http_version)
@@ -378,7 +396,7 @@ def check_websocket_request(
     # accept.go selectSubprotocol ignores case and echoes what the client
     # wrote; websocket.go then wants it to be lower case.
     offered = _tokens(fields, b"Sec-WebSocket-Protocol")
-    chosen = next((token for token in offered if token.lower() == SUBPROTOCOL), None)
+    chosen = next((token for token in offered if token.lower() == subprotocol), None)
     if chosen is not None:
         answer.append((b"Sec-Websocket-Protocol", chosen))
     answer.append((b"Upgrade", b"websocket"))

@@ -563,3 +563,31 @@ def test_flood_of_small_frames_is_cut_short(frame: str) -> None:
     with pytest.raises(RemoteProtocolError, match="too many small frames"):
         stream.receive_data(flood)
     assert b"\x03\xf0too many small frames" in stream.data_to_send()
+
+
+def test_a_ping_gets_its_pong() -> None:
+    server, client = WebsocketStream(server=True), WebsocketStream(server=False)
+    assert client.receive_data(server.encode_ping()) == b""
+    assert server.receive_data(client.data_to_send()) == b""
+    assert server.pongs == 1
+
+
+def test_no_ping_after_a_close() -> None:
+    server = WebsocketStream(server=True)
+    server.close()
+    with pytest.raises(LocalProtocolError):
+        server.encode_ping()
+
+
+def test_other_services_agree_on_no_subprotocol() -> None:
+    headers = [
+        (b"connection", b"Upgrade"),
+        (b"upgrade", b"websocket"),
+        (b"sec-websocket-version", b"13"),
+        (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="),
+        (b"sec-websocket-protocol", b"derp"),
+    ]
+    answer = check_websocket_request(headers, b"GET", subprotocol=None)
+    assert answer.status == 101
+    assert not answer.speaks_derp
+    assert b"Sec-Websocket-Protocol" not in dict(answer.headers)

@@ -6,7 +6,7 @@ import h11
 
 from relay.derp.session import SessionStatistics
 from relay.derp.switch import SwitchStatistics
-from relay.front.http import HttpError, HttpReader, RequestHead, encode_answer
+from relay.front.http import HttpError, HttpReader, HttpRequest, encode_answer
 from relay.front.router import FrontStatistics, _to_request
 from relay.pages.bootstrap_dns import BootstrapDns
 from relay.pages.metrics import Metrics
@@ -46,7 +46,7 @@ def upgrade_request(data: bytes) -> None:
     head = _request([data])
     for chunks in (pieces(data), single_bytes(data)):
         assert _request(chunks) == head
-    if not isinstance(head, RequestHead):
+    if not isinstance(head, HttpRequest):
         return
     request = decode_upgrade_request(head.headers)
     answer = check_websocket_request(
@@ -66,7 +66,7 @@ def upgrade_request(data: bytes) -> None:
         assert b"derp" in offered[0]
 
 
-def _request(chunks: list[bytes]) -> RequestHead | str | None:
+def _request(chunks: list[bytes]) -> HttpRequest | str | None:
     reader = HttpReader()
     for chunk in chunks:
         reader.receive_data(chunk)
@@ -105,7 +105,7 @@ def page_request(data: bytes) -> None:
     out of a header.
     """
     head = _request([data[1:]])
-    if not isinstance(head, RequestHead):
+    if not isinstance(head, HttpRequest):
         return
     remote = ("127.0.0.1", 1) if data[0] & 1 else ("192.0.2.1", 1)
     for tls, answer in (
@@ -120,7 +120,7 @@ def page_request(data: bytes) -> None:
         _check_answer(head, answer(request))
 
 
-def _check_answer(head: RequestHead, response: Response) -> None:
+def _check_answer(head: HttpRequest, response: Response) -> None:
     wire = encode_answer(
         response.status,
         response.headers,

@@ -9,7 +9,7 @@ from relay.front.http import (
     MAX_BODY_PIECES,
     HttpError,
     HttpReader,
-    RequestHead,
+    HttpRequest,
     encode_answer,
     encode_switch,
 )
@@ -18,7 +18,7 @@ from tailnet.derp.upgrade import MAX_HEAD_LEN
 GET = b"GET /x?y=1 HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-def read(data: bytes) -> RequestHead | None:
+def read(data: bytes) -> HttpRequest | None:
     reader = HttpReader()
     reader.receive_data(data)
     return reader.next_request()
@@ -32,7 +32,7 @@ def refused(data: bytes) -> HttpError:
 
 def test_request() -> None:
     head = read(GET)
-    assert head == RequestHead("GET", "/x?y=1", ((b"host", b"a"),), b"1.1", True)
+    assert head == HttpRequest("GET", "/x?y=1", ((b"host", b"a"),), b"1.1", True)
 
 
 def test_byte_by_byte() -> None:
@@ -117,8 +117,8 @@ def test_who_waits_for_100_continue_gets_the_answer_at_once() -> None:
     assert not head.keep_alive
 
 
-def request(method: str = "GET", version: bytes = b"1.1") -> RequestHead:
-    return RequestHead(method, "/", (), version, True)
+def request(method: str = "GET", version: bytes = b"1.1") -> HttpRequest:
+    return HttpRequest(method, "/", (), version, True)
 
 
 def lines(answer: bytes) -> tuple[str, list[str], bytes]:

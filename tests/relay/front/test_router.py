@@ -28,7 +28,7 @@ WEBSOCKET = (
 )
 
 
-def page(request: Request) -> Response:
+async def page(request: Request) -> Response:
     if request.path == "/bug":
         raise ZeroDivisionError("a bug in a page")
     return Response(200, body=f"{request.method} {request.path}".encode())

@@ -152,3 +152,38 @@ async def test_goodbye_with_the_end_of_the_handshake(
             assert await wire.receive() == last
         assert await wire.receive() == b""
         wire.close()
+
+
+async def test_what_the_kernel_does_not_take_is_kept_in_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    wire, far = pair()
+    parts = [bytes([i]) * 50_000 for i in range(40)]
+    with far:
+        for part in parts:
+            wire.send_nowait(part)
+        assert wire.unsent
+        received = bytearray()
+        async with trio.open_nursery() as nursery:
+            # Several may wait for the same end.
+            nursery.start_soon(wire.flush)
+            nursery.start_soon(wire.flush)
+            while len(received) < 2_000_000:
+                await trio.testing.wait_all_tasks_blocked()
+                received += far.recv(1 << 20)
+        assert received == b"".join(parts)
+        assert not wire.unsent
+        wire.close()
+
+
+async def test_a_broken_connection_is_told_by_flush_not_by_send_nowait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    wire, far = pair()
+    far.close()
+    wire.send_nowait(b"to nobody")
+    wire.send_nowait(b"to nobody")
+    assert wire.unsent == 0  # nothing is kept for nobody
+    with pytest.raises(BrokenPipeError):
+        await wire.flush()
+    wire.close()
