@@ -15,12 +15,7 @@ What is public is re-exported here, in ``__all__``.
 
 from __future__ import annotations
 
-from tailnet.derp.client import (
-    DerpClient,
-    HeaderSource,
-    HttpHeaders,
-    open_derp_client,
-)
+from tailnet.derp.client import DerpClient, open_derp_client
 from tailnet.derp.derpmap import (
     DERPHomeParams,
     DERPMap,
@@ -60,6 +55,7 @@ from tailnet.errors import (
     TailnetError,
     UnknownAttributesError,
 )
+from tailnet.headers import HeaderSource, HttpHeaders
 from tailnet.keys import (
     DiscoPrivate,
     DiscoPublic,

@@ -18,8 +18,10 @@ IO_MODULES = {
     Path("tailnet/__init__.py"): "re-exports the trio side too",
     Path("tailnet/derp/client.py"): "the DERP client",
     Path("tailnet/derp/dial.py"): "TCP, TLS, addresses of a node",
+    Path("tailnet/derp/exchange.py"): "one HTTP request before an upgrade",
     Path("tailnet/derp/login.py"): "one attempt to connect, under its deadline",
     Path("tailnet/derp/session.py"): "the tasks of one connection",
+    Path("tailnet/headers.py"): "waits for headers of the caller's own",
     Path("tailnet/tls_stream.py"): "TLS on a stream of trio's",
     Path("tailnet/transport.py"): "TCP, and through a proxy",
 }

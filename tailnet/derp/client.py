@@ -17,14 +17,13 @@ the connection is lost is dropped, and counted.
 
 from __future__ import annotations
 
-import inspect
 import os
 import random as random_module
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
 import trio
 
@@ -51,18 +50,12 @@ from tailnet.derp.pacing import Backoff
 from tailnet.derp.queues import DropOldestQueue
 from tailnet.derp.session import Session
 from tailnet.errors import ConnectError, DERPMapError, NotConnectedError
+from tailnet.headers import HeaderSource, next_headers
 from tailnet.keys import NodePrivate, NodePublic
 from tailnet.proxy import ProxyRules
 from tailnet.transport import ConnectTcp
 
-__all__ = ("DerpClient", "HeaderSource", "HttpHeaders", "open_derp_client")
-
-HttpHeaders: TypeAlias = Sequence[tuple[str, str]]
-
-# Headers, or what gives them anew for each attempt to connect.
-HeaderSource: TypeAlias = (
-    HttpHeaders | Callable[[], HttpHeaders] | Callable[[], Awaitable[HttpHeaders]]
-)
+__all__ = ("DerpClient", "open_derp_client")
 
 # Seconds that leaving the client may take to write what was queued.
 _FLUSH_TIMEOUT: Final = 1.0
@@ -235,10 +228,9 @@ class DerpClient:
         self._counters.connect_attempts += 1
         websocket = self._force_websockets or self.force_websocket_reason is not None
         try:
+            headers = await next_headers(self._headers, timeout=CONNECT_TIMEOUT)
             login = await log_in(
-                replace(
-                    self._way, websocket=websocket, headers=await self._next_headers()
-                ),
+                replace(self._way, websocket=websocket, headers=headers),
                 self._private_key,
                 self._info,
                 preferred=(said := self._preferred),
@@ -263,19 +255,6 @@ class DerpClient:
         if said != self._preferred:
             self._session.note_preferred(preferred=self._preferred)
         return login
-
-    async def _next_headers(self) -> HttpHeaders:
-        if not callable(self._headers):
-            return self._headers
-        with trio.move_on_after(CONNECT_TIMEOUT):
-            try:
-                headers = self._headers()
-                if inspect.isawaitable(headers):
-                    headers = await headers
-            except OSError as exc:
-                raise ConnectError(f"no headers: {exc}") from exc
-            return headers
-        raise ConnectError(f"no headers within {CONNECT_TIMEOUT} s")
 
     def _note_dial(self, node: DERPNode) -> None:
         self._last_tried = node

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import h11
 import trio
 
 from tailnet.derp.connection import ClientConnection, ServerGreeting
@@ -29,13 +28,12 @@ from tailnet.derp.dial import (
     dial_region,
     start_tls,
 )
+from tailnet.derp.exchange import READ_LEN, exchange, read_body
 from tailnet.derp.frames import encode_note_preferred
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.derp.upgrade import (
     ResponseHead,
-    ResponseReader,
     encode_upgrade_request,
-    first_header,
 )
 from tailnet.derp.websocket import (
     WebsocketStream,
@@ -59,9 +57,6 @@ __all__ = (
 
 # derphttp_client.go connect: seconds for DNS, TCP, TLS, HTTP and DERP.
 CONNECT_TIMEOUT: Final = 10.0
-
-# One read. As much as the kernel likes to give, and at most four TLS records.
-READ_LEN: Final = 64 << 10
 
 # Of a refusal's text; it goes into a message for people.
 _MAX_REASON_LEN: Final = 1024
@@ -345,7 +340,7 @@ def _upgrade_request(node: DERPNode, way: Way, *, fast_start: bool) -> bytes:
 
 async def _upgrade(stream: trio.abc.Stream, request: bytes) -> bytes:
     """Ask for DERP by HTTP; return what came behind the answer already."""
-    head = await _exchange(stream, request)
+    head = await exchange(stream, request)
     if head.status != 101:
         text = await _read_text(stream, head)
         # Coder's derphttp_client.go: a 5xx may be a gateway that has no relay
@@ -365,7 +360,7 @@ async def _open_websocket(
     """Ask for a websocket; return what came behind the answer, too."""
     key = generate_websocket_key()
     request = encode_websocket_request(_host_header(node), key, headers=way.headers)
-    head = await _exchange(stream, request)
+    head = await exchange(stream, request)
     if head.status != 101:
         text = await _read_text(stream, head)
         raise ConnectError(f"no websocket: {head.status} {head.reason}: {text}")
@@ -373,40 +368,9 @@ async def _open_websocket(
     return WebsocketStream(server=False), head.rest
 
 
-async def _exchange(stream: trio.abc.Stream, request: bytes) -> ResponseHead:
-    await stream.send_all(request)
-    reader = ResponseReader()
-    while True:
-        data = bytes(await stream.receive_some(READ_LEN))
-        head = reader.receive_data(data)
-        if head is not None:
-            return head
-
-
 async def _read_text(stream: trio.abc.Stream, head: ResponseHead) -> str:
     """The beginning of a refusal's body, as far as it comes soon."""
-    connection = h11.Connection(h11.CLIENT)
-    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-")]))
-    connection.send(h11.EndOfMessage())
-    framing = b"".join(
-        b"%b: %b\r\n" % (name, value)
-        for name in (b"content-length", b"transfer-encoding")
-        if (value := first_header(head.headers, name))
+    body = await read_body(
+        stream, head, max_len=_MAX_REASON_LEN, timeout=_REASON_TIMEOUT
     )
-    connection.receive_data(b"HTTP/1.1 %d x\r\n%b\r\n" % (head.status, framing))
-    connection.receive_data(head.rest)
-    text = b""
-    with trio.move_on_after(_REASON_TIMEOUT):
-        try:
-            while len(text) < _MAX_REASON_LEN:
-                event = connection.next_event()
-                if event is h11.NEED_DATA:
-                    data = bytes(await stream.receive_some(READ_LEN))
-                    connection.receive_data(data)
-                elif isinstance(event, h11.Data):
-                    text += event.data
-                elif not isinstance(event, h11.Response):
-                    break
-        except (h11.RemoteProtocolError, trio.BrokenResourceError):
-            pass  # we have what we have
-    return text[:_MAX_REASON_LEN].decode("utf-8", "replace")
+    return body.decode("utf-8", "replace")
