@@ -44,6 +44,7 @@ from tailnet.derp.frames import (
 )
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
+    ApiError,
     ConfigError,
     ConnectError,
     DERPMapError,
@@ -54,6 +55,7 @@ from tailnet.errors import (
     RemoteProtocolError,
     TailnetError,
     UnknownAttributesError,
+    Validation,
 )
 from tailnet.headers import HeaderSource, HttpHeaders
 from tailnet.keys import (
@@ -66,6 +68,7 @@ from tailnet.keys import (
 from tailnet.proxy import Proxy, ProxyRules
 
 __all__ = (
+    "ApiError",
     "ClientDropReason",
     "ClientInfo",
     "ClientLimits",
@@ -106,6 +109,7 @@ __all__ = (
     "ServerInfo",
     "TailnetError",
     "UnknownAttributesError",
+    "Validation",
     "decode_derp_map",
     "encode_derp_map",
     "open_derp_client",

@@ -8,13 +8,17 @@
     * :exc:`KeyFormatError` -- a text or file is not the key it should be
     * :exc:`DERPMapError` -- a DERP map names something that cannot be
     * :exc:`ConnectError` -- a relay could not be reached, or refused us
+    * :exc:`ApiError` -- the server refused a request, and said why
     * :exc:`NotConnectedError` -- there is no connection to use right now
     * :exc:`ConfigError` -- a setting is wrong; one line for the operator
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 __all__ = (
+    "ApiError",
     "ConfigError",
     "ConnectError",
     "DERPMapError",
@@ -25,6 +29,7 @@ __all__ = (
     "RemoteProtocolError",
     "TailnetError",
     "UnknownAttributesError",
+    "Validation",
 )
 
 
@@ -74,6 +79,44 @@ class DERPMapError(TailnetError, ValueError):
 
 class ConnectError(TailnetError):
     """A relay could not be reached, or turned us away."""
+
+
+class Validation(NamedTuple):
+    """What a server finds wrong with one field of a request."""
+
+    field: str
+    detail: str
+
+
+class ApiError(TailnetError):
+    """The server refused a request. The text is one line for people.
+
+    Attributes:
+        status: HTTP status.
+        message: What is wrong.
+        detail: More of it; may be empty.
+        validations: Fields that are wrong.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        detail: str = "",
+        validations: tuple[Validation, ...] = (),
+    ) -> None:
+        parts = [message or "the server gave no reason", detail]
+        parts += [f"{field}: {text}" for field, text in validations]
+        text = "; ".join(" ".join(part.split()) for part in parts if part)
+        super().__init__(f"{text} (status {status})")
+        self.status = status
+        self.message = message
+        self.detail = detail
+        self.validations = validations
+
+    def rejects(self, field: str) -> bool:
+        """Whether it was a certain field that was wrong."""
+        return any(validation.field == field for validation in self.validations)
 
 
 class NotConnectedError(TailnetError):
