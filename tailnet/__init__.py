@@ -45,6 +45,7 @@ from tailnet.derp.frames import (
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
     ApiError,
+    AuthorizationError,
     ConfigError,
     ConnectError,
     DERPMapError,
@@ -53,9 +54,11 @@ from tailnet.errors import (
     NotConnectedError,
     ProtocolError,
     RemoteProtocolError,
+    ResumeTokenError,
     TailnetError,
     UnknownAttributesError,
     Validation,
+    VersionError,
 )
 from tailnet.headers import HeaderSource, HttpHeaders
 from tailnet.keys import (
@@ -69,6 +72,7 @@ from tailnet.proxy import Proxy, ProxyRules
 
 __all__ = (
     "ApiError",
+    "AuthorizationError",
     "ClientDropReason",
     "ClientInfo",
     "ClientLimits",
@@ -106,10 +110,12 @@ __all__ = (
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",
+    "ResumeTokenError",
     "ServerInfo",
     "TailnetError",
     "UnknownAttributesError",
     "Validation",
+    "VersionError",
     "decode_derp_map",
     "encode_derp_map",
     "open_derp_client",

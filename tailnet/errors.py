@@ -9,6 +9,9 @@
     * :exc:`DERPMapError` -- a DERP map names something that cannot be
     * :exc:`ConnectError` -- a relay could not be reached, or refused us
     * :exc:`ApiError` -- the server refused a request, and said why
+    * :exc:`VersionError` -- a peer wants an API version that we do not speak
+    * :exc:`AuthorizationError` -- a peer asks the coordinator for too much
+    * :exc:`ResumeTokenError` -- a resume token is forged, expired or garbage
     * :exc:`NotConnectedError` -- there is no connection to use right now
     * :exc:`ConfigError` -- a setting is wrong; one line for the operator
 """
@@ -19,6 +22,7 @@ from typing import NamedTuple
 
 __all__ = (
     "ApiError",
+    "AuthorizationError",
     "ConfigError",
     "ConnectError",
     "DERPMapError",
@@ -27,9 +31,11 @@ __all__ = (
     "NotConnectedError",
     "ProtocolError",
     "RemoteProtocolError",
+    "ResumeTokenError",
     "TailnetError",
     "UnknownAttributesError",
     "Validation",
+    "VersionError",
 )
 
 
@@ -117,6 +123,24 @@ class ApiError(TailnetError):
     def rejects(self, field: str) -> bool:
         """Whether it was a certain field that was wrong."""
         return any(validation.field == field for validation in self.validations)
+
+
+class VersionError(TailnetError):
+    """A peer wants an API version that we do not speak.
+
+    The message is Coder's, for the peer to show.
+    """
+
+
+class AuthorizationError(TailnetError):
+    """A peer asks the coordinator for what it may not have.
+
+    The message is Coder's and goes to the peer, whose session ends.
+    """
+
+
+class ResumeTokenError(TailnetError):
+    """A resume token is forged, expired or garbage. The message quotes none."""
 
 
 class NotConnectedError(TailnetError):

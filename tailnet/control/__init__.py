@@ -1,0 +1,1 @@
+"""Control: the protocols between a node and its coordinator."""
