@@ -5,8 +5,11 @@ How the library is layered, lowest first:
 - ``errors`` and ``keys`` know nothing of any protocol; ``proxy``,
   ``tls_stream`` and ``transport`` lead to a host, whatever is spoken there.
 - One folder per protocol (``derp``, ``stun``): bytes in and bytes out, no
+- ``errors`` and ``keys`` know nothing of any protocol.
+- One folder per protocol (``derp``, ``stun``, ``control``): bytes in and bytes out, no
   sockets, no clocks, no tasks. Both ends of each protocol live there.
-- ``derp/client.py`` puts the DERP protocol on trio sockets.
+- ``derp/client.py`` puts the DERP protocol on trio sockets; ``control/server.py``
+  and ``control/client.py`` put the control protocol on a websocket.
 - The relay program is the package ``relay`` beside this one; the library
   never imports it.
 
@@ -44,17 +47,24 @@ from tailnet.derp.frames import (
 )
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
+    AlreadyExistsError,
     ApiError,
     AuthorizationError,
     ConfigError,
     ConnectError,
     DERPMapError,
+    InUseError,
+    InvalidRecordError,
     KeyFormatError,
     LocalProtocolError,
     NotConnectedError,
+    NotFoundError,
     ProtocolError,
     RemoteProtocolError,
     ResumeTokenError,
+    RpcError,
+    StoreError,
+    StoreUnavailableError,
     TailnetError,
     UnknownAttributesError,
     Validation,
@@ -71,6 +81,7 @@ from tailnet.keys import (
 from tailnet.proxy import Proxy, ProxyRules
 
 __all__ = (
+    "AlreadyExistsError",
     "ApiError",
     "AuthorizationError",
     "ClientDropReason",
@@ -94,12 +105,15 @@ __all__ = (
     "HeaderSource",
     "Health",
     "HttpHeaders",
+    "InUseError",
+    "InvalidRecordError",
     "KeyFormatError",
     "LocalProtocolError",
     "MeshKey",
     "NodePrivate",
     "NodePublic",
     "NotConnectedError",
+    "NotFoundError",
     "PeerGone",
     "PeerGoneReason",
     "PeerPresent",
@@ -111,7 +125,10 @@ __all__ = (
     "RemoteProtocolError",
     "Restarting",
     "ResumeTokenError",
+    "RpcError",
     "ServerInfo",
+    "StoreError",
+    "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
     "Validation",

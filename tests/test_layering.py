@@ -21,9 +21,20 @@ IO_MODULES = {
     Path("tailnet/derp/exchange.py"): "one HTTP request before an upgrade",
     Path("tailnet/derp/login.py"): "one attempt to connect, under its deadline",
     Path("tailnet/derp/session.py"): "the tasks of one connection",
+    Path("tailnet/sdk/access.py"): "holds how to connect",
+    Path("tailnet/sdk/controller.py"): "the tasks of an SDK client",
+    Path("tailnet/sdk/dialer.py"): "one websocket of the API, and the next",
+    Path("tailnet/sdk/embedded.py"): "knows Access",
+    Path("tailnet/sdk/latest.py"): "readers wait for a change",
+    Path("tailnet/sdk/link.py"): "a websocket on a stream of trio's",
+    Path("tailnet/sdk/rest.py"): "requests of the API",
     Path("tailnet/headers.py"): "waits for headers of the caller's own",
     Path("tailnet/tls_stream.py"): "TLS on a stream of trio's",
     Path("tailnet/transport.py"): "TCP, and through a proxy",
+    Path("tailnet/control/session.py"): "the tasks of one control session",
+    Path("tailnet/control/calls.py"): "one call of it, at either end",
+    Path("tailnet/control/server.py"): "serving calls",
+    Path("tailnet/control/client.py"): "making calls",
 }
 
 # What blocks, sleeps, tells the time, throws dice or starts tasks.
@@ -31,11 +42,16 @@ BANNED = (
     "anyio", "asyncio", "concurrent", "http", "importlib", "multiprocessing", "os",
     "queue", "random", "sched", "secrets", "select", "selectors", "signal", "socket",
     "socketserver", "ssl", "subprocess", "tempfile", "threading", "time", "trio",
-    "trio_websocket", "urllib.error", "urllib.request", "uuid",
+    "trio_websocket", "urllib", "uuid",
 )  # fmt: skip
 
-# The type alone; what makes new ones throws dice.
-ALLOWED = {"uuid.UUID"}
+# The type alone, what makes new ones throws dice; and texts, no requests.
+ALLOWED = {
+    "uuid.UUID",
+    "urllib.parse.SplitResult",
+    "urllib.parse.unquote",
+    "urllib.parse.urlsplit",
+}
 
 # The methods that tell the time by another way.
 CLOCKS = {"now", "utcnow", "today"}
@@ -96,3 +112,12 @@ def test_the_lowest_layer_knows_no_protocol(package: str) -> None:
 @pytest.mark.parametrize("path", modules("tailnet/stun"), ids=str)
 def test_protocols_do_not_know_each_other(path: Path) -> None:
     assert not any(is_within(name, "tailnet.derp") for name in imports(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["yamux_frames", "yamux", "keepalive", "drpc", "drpc_stream", "session"]
+)
+def test_the_control_transport_knows_no_other_protocol(name: str) -> None:
+    for imported in imports(Path(f"tailnet/control/{name}.py")):
+        assert not is_within(imported, "tailnet.derp")
+        assert not is_within(imported, "tailnet.control.proto")
