@@ -25,7 +25,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 __all__ = (
     "AlreadyExistsError",
@@ -101,7 +101,8 @@ class ConnectError(TailnetError):
     """A relay could not be reached, or turned us away."""
 
 
-class Validation(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Validation:
     """What a server finds wrong with one field of a request."""
 
     field: str
@@ -126,7 +127,7 @@ class ApiError(TailnetError):
         validations: tuple[Validation, ...] = (),
     ) -> None:
         parts = [message or "the server gave no reason", detail]
-        parts += [f"{field}: {text}" for field, text in validations]
+        parts += [f"{wrong.field}: {wrong.detail}" for wrong in validations]
         text = "; ".join(" ".join(part.split()) for part in parts if part)
         super().__init__(f"{text} (status {status})")
         self.status = status

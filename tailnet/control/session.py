@@ -313,6 +313,7 @@ class Session:
         try:
             while self.link.unsent:
                 await self.link.flush()
+            self._unread_control = 0
         except trio.ClosedResourceError:
             self.finish(SessionEnd())
         except (OSError, trio.BrokenResourceError) as exc:

@@ -59,7 +59,8 @@ async def read_body(
         if (value := first_header(head.headers, name))
     )
     connection.receive_data(b"HTTP/1.1 %d x\r\n%b\r\n" % (head.status, framing))
-    connection.receive_data(head.rest)
+    if head.rest:  # nothing would mean that the peer has closed
+        connection.receive_data(head.rest)
     body = b""
     with trio.move_on_after(timeout):
         try:

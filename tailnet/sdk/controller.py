@@ -211,7 +211,7 @@ class _Connection:
     async def _run(self, what: str, serve: Callable[[], Awaitable[None]]) -> None:
         try:
             await serve()
-        except TailnetError as exc:
+        except (TailnetError, trio.BrokenResourceError) as exc:
             self.end(f"{what}: {exc}")
         else:
             self.end(f"{what} has ended")
@@ -426,7 +426,7 @@ class Tailnet:
     async def _coordinate(self, connection: _Connection) -> None:
         async with connection.rpc.call(f"{_SERVICE}Coordinate") as call:
             self._coordination.connection_made()
-            connection.start("coordination", partial(self._send_requests, call))
+            connection.start_quietly(partial(self._send_requests, call))
             connection.start_quietly(self._lose_unheard_peers)
             try:
                 async for message in call:
@@ -436,10 +436,13 @@ class Tailnet:
                 connection.coordination_over.set()
 
     async def _send_requests(self, call: ClientCall) -> None:
-        while True:
-            while (request := self._coordination.next_request()) is None:
-                await self._requests.park()
-            await call.send(request)
+        try:
+            while True:
+                while (request := self._coordination.next_request()) is None:
+                    await self._requests.park()
+                await call.send(request)
+        except trio.BrokenResourceError:
+            pass  # the receiving side knows why
 
     async def _lose_unheard_peers(self) -> None:
         await trio.sleep(REANNOUNCE_TIMEOUT)
@@ -467,7 +470,7 @@ class Tailnet:
         async def run() -> None:
             try:
                 await self._stream_workspaces(connection.rpc, subscription)
-            except TailnetError as exc:
+            except (TailnetError, trio.BrokenResourceError) as exc:
                 connection.end(f"workspace updates: {exc}")
             else:
                 if subscription in self._subscriptions:

@@ -72,6 +72,7 @@ class WebsocketLink:
         self._work = trio.lowlevel.ParkingLot()
         self._flushers = trio.lowlevel.ParkingLot()
         self._receiving = False
+        self._writer_gone = False
         self._closed = False
         self._broken: trio.BrokenResourceError | None = None
 
@@ -130,6 +131,9 @@ class WebsocketLink:
             # Whoever reads may not see it otherwise: a peer that is gone is
             # silent.
             await trio.aclose_forcefully(self._stream)
+        finally:
+            self._writer_gone = True
+            self._flushers.unpark_all()
 
     # -- receiving ----------------------------------------------------------
 
@@ -211,10 +215,14 @@ class WebsocketLink:
         self._websocket.close(code, reason)
         self._out += self._websocket.data_to_send()
         self._work.unpark_all()
-        while self.unsent and self._broken is None:
+        while self.unsent and not self._writer_gone:
             await self._flushers.park()
         # RFC 6455 7.1.1: it is the server who closes the connection first.
         try:
+            if self._out and not self._in_flight:
+                # The writer was cancelled, and not within a frame.
+                out, self._out = bytes(self._out), bytearray()
+                await self._stream.send_all(out)
             while not self._receiving and not self._websocket.closed:
                 self._decode(await self._read())
         except (

@@ -39,3 +39,15 @@ async def test_a_body_is_cut_and_does_not_wait_for_ever(
     assert await read_body(near, head, max_len=3, timeout=1) == b"bod"
     assert await read_body(near, head, max_len=50, timeout=2) == b"body"
     assert trio.current_time() == 2
+
+
+async def test_a_body_that_comes_after_its_head(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    await far.send_all(b"HTTP/1.1 400 x\r\nContent-Length: 4\r\n\r\n")
+    head = await exchange(near, b"")
+    assert head.rest == b""
+    await far.send_all(b"body")
+    assert await read_body(near, head, max_len=50, timeout=2) == b"body"
+    assert trio.current_time() == 0
