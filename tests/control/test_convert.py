@@ -96,7 +96,7 @@ def test_recorded_map() -> None:
                 name="999b",
                 region_id=999,
                 host_name="127.0.0.1",
-                derp_port=13001,
+                derp_port=13002,
                 stun_port=-1,
                 force_http=True,
             ),
