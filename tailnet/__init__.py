@@ -67,7 +67,6 @@ from tailnet.errors import (
     StoreUnavailableError,
     TailnetError,
     UnknownAttributesError,
-    Validation,
     VersionError,
 )
 from tailnet.headers import HeaderSource, HttpHeaders
@@ -131,7 +130,6 @@ __all__ = (
     "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
-    "Validation",
     "VersionError",
     "decode_derp_map",
     "encode_derp_map",

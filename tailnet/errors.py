@@ -25,8 +25,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 __all__ = (
     "AlreadyExistsError",
     "ApiError",
@@ -48,7 +46,6 @@ __all__ = (
     "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
-    "Validation",
     "VersionError",
 )
 
@@ -101,14 +98,6 @@ class ConnectError(TailnetError):
     """A relay could not be reached, or turned us away."""
 
 
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """What a server finds wrong with one field of a request."""
-
-    field: str
-    detail: str
-
-
 class ApiError(TailnetError):
     """The server refused a request. The text is one line for people.
 
@@ -116,7 +105,7 @@ class ApiError(TailnetError):
         status: HTTP status.
         message: What is wrong.
         detail: More of it; may be empty.
-        validations: Fields that are wrong.
+        validations: Fields that are wrong, each with what is wrong with it.
     """
 
     def __init__(
@@ -124,10 +113,10 @@ class ApiError(TailnetError):
         status: int,
         message: str,
         detail: str = "",
-        validations: tuple[Validation, ...] = (),
+        validations: tuple[tuple[str, str], ...] = (),
     ) -> None:
         parts = [message or "the server gave no reason", detail]
-        parts += [f"{wrong.field}: {wrong.detail}" for wrong in validations]
+        parts += [f"{field}: {wrong}" for field, wrong in validations]
         text = "; ".join(" ".join(part.split()) for part in parts if part)
         super().__init__(f"{text} (status {status})")
         self.status = status
@@ -137,7 +126,7 @@ class ApiError(TailnetError):
 
     def rejects(self, field: str) -> bool:
         """Whether it was a certain field that was wrong."""
-        return any(validation.field == field for validation in self.validations)
+        return any(name == field for name, _ in self.validations)
 
 
 class VersionError(TailnetError):

@@ -7,13 +7,13 @@ server leaves out is empty.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 import msgspec
 
 from tailnet.derp.derpmap import DERPMap, decode_derp_map
-from tailnet.errors import ApiError, DERPMapError, RemoteProtocolError, Validation
+from tailnet.errors import ApiError, DERPMapError, RemoteProtocolError
 
 __all__ = (
     "AgentInfo",
@@ -28,7 +28,7 @@ __all__ = (
 )
 
 # Of a text that is not the JSON it should be; it goes into a message.
-_MAX_QUOTED_LEN = 512
+_MAX_QUOTED_LEN: Final = 512
 
 ModelT = TypeVar("ModelT")
 
@@ -203,10 +203,15 @@ def decode_workspace(text: bytes) -> WorkspaceInfo:
     )
 
 
+class _ValidationJson(msgspec.Struct):
+    field: str = ""
+    detail: str = ""
+
+
 class _ErrorJson(msgspec.Struct):
     message: str = ""
     detail: str = ""
-    validations: tuple[Validation, ...] | None = None
+    validations: tuple[_ValidationJson, ...] | None = None
 
 
 def decode_api_error(status: int, content_type: str, body: bytes) -> ApiError:
@@ -225,7 +230,9 @@ def decode_api_error(status: int, content_type: str, body: bytes) -> ApiError:
         except RemoteProtocolError:
             pass
         else:
-            return ApiError(status, raw.message, raw.detail, raw.validations or ())
+            wrong = tuple((v.field, v.detail) for v in raw.validations or ())
+            return ApiError(status, raw.message, raw.detail, wrong)
     quoted = body[:_MAX_QUOTED_LEN].decode("utf-8", "replace").strip()
-    kind: Any = content_type or "nothing"
-    return ApiError(status, f"unexpected non-JSON response ({kind})", quoted)
+    return ApiError(
+        status, f"unexpected non-JSON response ({content_type or 'nothing'})", quoted
+    )

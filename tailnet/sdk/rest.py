@@ -59,7 +59,9 @@ async def open_rest_client(
     via = None
     if proxy is not None:
         auth = None if proxy.user is None else (proxy.user, proxy.password)
-        via = httpx2.Proxy(str(proxy), auth=auth, ssl_context=context)
+        via = httpx2.Proxy(
+            str(proxy), auth=auth, ssl_context=context if proxy.tls else None
+        )
     async with httpx2.AsyncClient(
         base_url=access.url,
         transport=transport,

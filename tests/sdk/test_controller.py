@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from tailnet.control.proto import tailnet_pb2
-from tailnet.errors import ApiError, LocalProtocolError, RpcError, Validation
+from tailnet.errors import ApiError, LocalProtocolError, RpcError
 from tailnet.proxy import ProxyRules
 from tailnet.sdk.controller import Tailnet, open_tailnet
 from tailnet.sdk.coordination import NOT_ANNOUNCED, PeerUpdate, PeerUpdateKind
@@ -161,7 +161,7 @@ async def test_a_refusal_for_good(
                 pass
         assert caught.value.status == status
         assert caught.value.message == "No."
-        assert caught.value.validations == (Validation("a", "b"),)
+        assert caught.value.validations == (("a", "b"),)
         assert str(caught.value) == f"No.; Never; a: b (status {status})"
         assert [at for at, _, _ in server.dialed] == pytest.approx([0, 0.1, 0.3])
 

@@ -13,8 +13,12 @@ async def test_each_reader_gets_the_value_and_its_changes(
     seen: list[list[int]] = [[], []]
 
     async def read(into: list[int]) -> None:
-        async for value in latest:
-            into.append(value)
+        reader = aiter(latest)
+        while len(into) < 4:
+            try:
+                into.append(await anext(reader))
+            except StopAsyncIteration:
+                return
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read, seen[0])

@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, strategies as st
 
-from tailnet.errors import RemoteProtocolError, Validation
+from tailnet.errors import RemoteProtocolError
 from tailnet.sdk.models import (
     AgentInfo,
     BuildInfo,
@@ -79,7 +79,7 @@ def test_api_error() -> None:
         b'[{"field":"resume_token","detail":"Invalid"}]}',
     )
     assert (error.status, error.message) == (401, "Invalid resume token")
-    assert error.validations == (Validation("resume_token", "Invalid"),)
+    assert error.validations == (("resume_token", "Invalid"),)
     assert error.rejects("resume_token")
     assert not error.rejects("version")
     assert str(error) == (
