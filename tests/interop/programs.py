@@ -16,7 +16,7 @@ import re
 import socket
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, NamedTuple
@@ -95,11 +95,25 @@ class Program:
         Raises:
             ProgramError: The program ended without it, or time is up.
         """
+        return await self._wait(lambda: self.log, pattern, timeout)
+
+    async def wait_output(
+        self, file: Path, pattern: str, *, timeout: float = 10
+    ) -> re.Match[str]:
+        """Wait until ``file``, where its output goes, has a match of ``pattern``.
+
+        Otherwise as wait_log.
+        """
+        return await self._wait(file.read_text, pattern, timeout)
+
+    async def _wait(
+        self, text: Callable[[], str], pattern: str, timeout: float
+    ) -> re.Match[str]:
         expression = re.compile(pattern, re.MULTILINE)
         with trio.move_on_after(timeout):
             while True:
                 ended = self.process.poll() is not None
-                if match := expression.search(self.log):
+                if match := expression.search(text()):
                     return match
                 if ended:
                     raise self.error(f"ended before it said {pattern!r}")

@@ -19,6 +19,8 @@ import pytest
 from tools.install_peers import (
     DEBIAN_TOOLS,
     SYSTEM_PATH,
+    coder_dir,
+    coder_programs_dir,
     peers_required,
     programs_dir,
     wheels_dir,
@@ -26,6 +28,7 @@ from tools.install_peers import (
 
 __all__ = (
     "MissingToolError",
+    "find_coder_program",
     "find_debian_tool",
     "find_go_program",
     "find_peers_python",
@@ -69,6 +72,14 @@ def find_go_program(name: str) -> Path:
     """
     given = os.environ.get(f"TAILNET_{name.upper()}")
     program = Path(given) if given else programs_dir() / name
+    if not os.access(program, os.X_OK):
+        raise MissingToolError(f"no {name}: install Go, then run `make peers`")
+    return program
+
+
+def find_coder_program(name: str) -> Path:
+    """Return a program of ``tests/peers/coder``, or Coder's command ``coder``."""
+    program = (coder_dir() if name == "coder" else coder_programs_dir()) / name
     if not os.access(program, os.X_OK):
         raise MissingToolError(f"no {name}: install Go, then run `make peers`")
     return program

@@ -68,8 +68,24 @@ def test_required(
     assert peers_required() is required
 
 
+def test_programs_are_named_by_their_sources_and_the_command_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install_peers, "CODER_MODULE", tmp_path)
+    for name in ("go.mod", "go.sum", "main.go"):
+        (tmp_path / name).write_text(name)
+    command, programs = install_peers.coder_dir(), install_peers.coder_programs_dir()
+    (tmp_path / "main.go").write_text("changed")
+    assert install_peers.coder_dir() == command
+    assert install_peers.coder_programs_dir() != programs
+    (tmp_path / "go.sum").write_text("changed")
+    assert install_peers.coder_dir() != command
+
+
+@pytest.mark.parametrize("part", ["programs", "coder"])
 @pytest.mark.parametrize(("required", "status"), [("1", 1), ("0", 0)])
 def test_missing_go(
+    part: str,
     required: str,
     status: int,
     tmp_path: Path,
@@ -80,7 +96,7 @@ def test_missing_go(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TAILNET_REQUIRE_PEERS", required)
     monkeypatch.setattr(install_peers, "GO_PATH", "")
-    assert main(["programs"]) == status
+    assert main([part]) == status
     assert "no Go: install Go and run `make peers` again" in capsys.readouterr().err
 
 
