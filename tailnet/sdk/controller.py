@@ -45,14 +45,21 @@ from tailnet.sdk.workspaces import WorkspaceChange, WorkspaceView
 from tailnet.transport import ConnectTcp
 
 __all__ = (
+    "AGENT_PATH",
     "DISCONNECT_TIMEOUT",
     "REANNOUNCE_TIMEOUT",
+    "USER_PATH",
     "ControlStatistics",
     "Tailnet",
+    "open_control",
     "open_tailnet",
 )
 
 log = structlog.get_logger("tailnet.sdk")
+
+# Of a user's own view, and of one agent's clients.
+USER_PATH: Final = "/api/v2/tailnet"
+AGENT_PATH: Final = "/api/v2/workspaceagents/{}/coordinate"
 
 _SERVICE: Final = "/coder.tailnet.v2.Tailnet/"
 
@@ -153,12 +160,40 @@ async def open_tailnet(
         tls_context=tls_context,
         connect=connect,
     )
-    path, version = "/api/v2/tailnet", _USER_VERSION
+    path, version = USER_PATH, _USER_VERSION
     if agent_id is not None:
-        path = f"/api/v2/workspaceagents/{agent_id}/coordinate"
-        version = _AGENT_VERSION
+        path, version = AGENT_PATH.format(agent_id), _AGENT_VERSION
+    async with open_control(
+        access, path, version=version, random=random, now=now
+    ) as tailnet:
+        yield tailnet
+
+
+@asynccontextmanager
+async def open_control(
+    access: Access,
+    path: str,
+    *,
+    version: str,
+    random: Callable[[], float] = random_module.random,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> AsyncGenerator[Tailnet]:
+    """What :func:`open_tailnet` does, at any endpoint with the Tailnet service.
+
+    Agents have theirs at ``/api/v2/workspaceagents/me/rpc``.
+
+    Args:
+        access: The server.
+        path: Of the endpoint.
+        version: Of the control protocol that we speak, ``major.minor``.
+        random: Returns a number from 0 up to 1, for the delays.
+        now: Wall time, with a zone.
+
+    Raises:
+        ApiError: As there.
+    """
     dialer = Dialer(access, path, version=version, random=random, now=now)
-    tailnet = Tailnet(access, dialer, random=random, is_for_user=agent_id is None)
+    tailnet = Tailnet(access, dialer, random=random, is_for_user=path == USER_PATH)
     first = await dialer.dial()
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
