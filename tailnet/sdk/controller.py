@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 
 from tailnet.control.client import ClientCall, RpcClient, open_rpc_client
 from tailnet.control.convert import derp_map_from_proto
+from tailnet.control.drpc import UNIMPLEMENTED
 from tailnet.control.proto import tailnet_pb2
 from tailnet.derp.derpmap import DERPMap
 from tailnet.errors import (
@@ -37,10 +38,11 @@ from tailnet.headers import HeaderSource
 from tailnet.proxy import ProxyRules
 from tailnet.sdk.access import Access
 from tailnet.sdk.coordination import CoordinationState, PeerUpdate
-from tailnet.sdk.dialer import Dialed, Dialer, ResumeToken
+from tailnet.sdk.dialer import Dialed, Dialer
 from tailnet.sdk.embedded import rewrite_embedded_relays
 from tailnet.sdk.latest import Latest
 from tailnet.sdk.pacing import RedialDelays
+from tailnet.sdk.resume import decode_resume_token
 from tailnet.sdk.workspaces import WorkspaceChange, WorkspaceView
 from tailnet.transport import ConnectTcp
 
@@ -72,12 +74,7 @@ DISCONNECT_TIMEOUT: Final = 1.0
 # for peers who lost it at the same moment and return a little later than we.
 REANNOUNCE_TIMEOUT: Final = 5.0
 
-# controllers.go refreshResumeToken: if the server names no time.
-_REFRESH_INTERVAL: Final = 30 * 60.0
-
-# drpc's number for Unimplemented, and the text of its mux (facts of old
-# servers: no refresh, and that is fine).
-_UNIMPLEMENTED: Final = 12
+# What drpcmux says of a method that it does not know; its code is 0.
 _UNKNOWN_RPC: Final = "unknown rpc"
 
 # Updates that wait for the user; then the coordinator is made to wait, too.
@@ -495,11 +492,8 @@ class Tailnet:
             await call.send(tailnet_pb2.StreamDERPMapsRequest().SerializeToString())
             await call.close_send()
             async for message in call:
-                derp_map = tailnet_pb2.DERPMap()
-                _parse(derp_map, message)
-                self._derp_map.set(
-                    rewrite_embedded_relays(derp_map_from_proto(derp_map), self._access)
-                )
+                derp_map = derp_map_from_proto(_parse_derp_map(message))
+                self._derp_map.set(rewrite_embedded_relays(derp_map, self._access))
 
     def _follow(self, connection: _Connection, subscription: _Subscription) -> None:
         async def run() -> None:
@@ -537,11 +531,12 @@ class Tailnet:
     async def _keep_resume_token(self, rpc: RpcClient) -> None:
         delays = RedialDelays(self._random)
         while True:
-            answer = tailnet_pb2.RefreshResumeTokenResponse()
             try:
-                _parse(answer, await rpc.unary(f"{_SERVICE}RefreshResumeToken", b""))
-            except RpcError as exc:
-                if exc.code == _UNIMPLEMENTED or _UNKNOWN_RPC in exc.text:
+                token = decode_resume_token(
+                    await rpc.unary(f"{_SERVICE}RefreshResumeToken", b"")
+                )
+            except (RpcError, RemoteProtocolError) as exc:
+                if isinstance(exc, RpcError) and _is_unsupported(exc):
                     return  # an older server; reconnects get a new id then
                 log.info("no resume token", server=self._access.url, reason=str(exc))
                 await trio.sleep(delays.next_delay())
@@ -549,18 +544,16 @@ class Tailnet:
                 return  # the connection is over, and others say so
             else:
                 delays = RedialDelays(self._random)
-                expires_at = answer.expires_at.ToDatetime(UTC)
-                self._dialer.resume_token = ResumeToken(answer.token, expires_at)
-                refresh_in = answer.refresh_in.ToTimedelta().total_seconds()
-                await trio.sleep(refresh_in if refresh_in > 0 else _REFRESH_INTERVAL)
+                self._dialer.resume_token = token
+                await trio.sleep(token.refresh_in)
 
 
-def _parse(
-    message: tailnet_pb2.DERPMap | tailnet_pb2.RefreshResumeTokenResponse, data: bytes
-) -> None:
+def _is_unsupported(exc: RpcError) -> bool:
+    return exc.code == UNIMPLEMENTED or _UNKNOWN_RPC in exc.text
+
+
+def _parse_derp_map(data: bytes) -> tailnet_pb2.DERPMap:
     try:
-        message.ParseFromString(data)
+        return tailnet_pb2.DERPMap.FromString(data)
     except DecodeError as exc:
-        raise RemoteProtocolError(
-            f"the server sent something that is no {type(message).__name__}"
-        ) from exc
+        raise RemoteProtocolError("the server sent a broken DERP map") from exc

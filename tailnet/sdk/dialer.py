@@ -29,6 +29,7 @@ from tailnet.sdk.access import TOKEN_HEADER, Access
 from tailnet.sdk.link import WebsocketLink, open_link
 from tailnet.sdk.models import decode_api_error
 from tailnet.sdk.pacing import RedialDelays
+from tailnet.sdk.resume import ResumeToken
 from tailnet.transport import (
     connect_through,
     host_targets,
@@ -41,7 +42,6 @@ __all__ = (
     "PERMANENT_STATUSES",
     "Dialed",
     "Dialer",
-    "ResumeToken",
     "dial_websocket",
 )
 
@@ -78,19 +78,6 @@ class Dialed:
         """Carry bytes while the block runs; closes the stream."""
         async with open_link(self.stream, self.rest) as link:
             yield link
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeToken:
-    """Lets a peer keep its id at the coordinator over a reconnect.
-
-    Attributes:
-        token: Opaque.
-        expires_at: With a zone.
-    """
-
-    token: str
-    expires_at: datetime
 
 
 async def dial_websocket(access: Access, target: str) -> Dialed:
