@@ -42,6 +42,7 @@ CODER_MODULE: Final = ROOT / "tests" / "peers" / "coder"
 CODER_PROGRAMS: Final = (
     "coderagent",
     "coderclient",
+    "codercrowd",
     "coderrpc",
     "coderserver",
 )
@@ -56,6 +57,7 @@ DEBIAN_TOOLS: Final = {
     "slowhttptest": "slowhttptest",
     "curl": "curl",
     "openssl": "openssl",
+    "tinyproxy": "tinyproxy-bin",
 }
 
 # Not /usr/sbin of a login shell only: ip and nft live there on Debian, and

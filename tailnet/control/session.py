@@ -328,6 +328,7 @@ class Session:
             with scope:
                 while self.link.unsent:
                     await self.link.flush()
+                self._unread_control = 0
         except trio.ClosedResourceError:
             self.finish(SessionEnd())
         except (OSError, trio.BrokenResourceError) as exc:
