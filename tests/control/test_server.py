@@ -195,7 +195,7 @@ async def test_the_answer_and_close_send_are_one_write(
 async def test_unknown_method_is_acknowledged_first(autojump_clock: MockClock) -> None:
     async with raw_client({}) as peer:
         # What follows on an ended call is ignored, whatever it is.
-        wire = request("/no", b"x") + b"\x15\x01\x09\x00"
+        wire = request("/no", b"x") + b"\x05\x00\x00\x00"
         syn = encode_header(FrameType.WINDOW_UPDATE, SYN, 1, 0)
         head = encode_header(FrameType.DATA, 0, 1, len(wire))
         peer.link.send_nowait(syn + head + wire)
