@@ -181,7 +181,6 @@ def save_metadata(
         sa.select(table.c.key)
         .where(mine)
         .order_by(table.c.collected_at.desc(), table.c.key)
-        .limit(-1 if connection.dialect.name == "sqlite" else None)
         .offset(MAX_METADATA_KEYS)
     )
     connection.execute(table.delete().where(mine, table.c.key.in_(too_old)))

@@ -247,7 +247,8 @@ class Store(Protocol):
     async def save_connected(self, agent_id: UUID, at: datetime) -> None:
         """The agent is there: sets ``last_connected_at``, and the first time too.
 
-        Called when it connects, and now and then while it stays.
+        Called when it connects, and again while it stays, more often than
+        every CONNECTED_FOR.
         """
 
     async def save_disconnected(self, agent_id: UUID, at: datetime) -> None:
