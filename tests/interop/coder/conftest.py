@@ -17,7 +17,7 @@ from tests.interop.tools import find_coder_program, needs
 def kind(request: pytest.FixtureRequest) -> ServerKind:
     """Whose server; every scenario runs against both."""
     kind: ServerKind = request.param
-    if kind is ServerKind.OURS and find_spec("tailnet.cli.main") is None:
+    if kind is ServerKind.OURS and find_spec("relay.server") is None:
         pytest.skip("no tailnet serve yet")
     needs(find_coder_program, "coderclient")
     return kind
