@@ -492,6 +492,8 @@ async def test_snapshot(rig: Rig, autojump_clock: MockClock) -> None:
     assert here.since <= lost.since
     assert here.since.tzinfo is not None
     assert snapshot.tunnels == ((CLIENT, AGENT),)
+    assert rig.service.peer_ids("client") == {CLIENT}
+    assert rig.service.peer_ids("agent") == {AGENT}
     client.disconnect()
     await settle()
     assert [peer.id for peer in rig.service.snapshot().peers] == [AGENT]

@@ -64,7 +64,7 @@ async def test_pings_tell_that_it_is_still_there(
             saved.append(at)
             await real(agent_id, at)  # type: ignore[arg-type]
 
-        rig.store.save_connected = save  # type: ignore[method-assign, assignment]
+        rig.store.save_connected = save  # type: ignore[method-assign]
         async with api.call(RPC, token=str(rig.agent_token)):
             # By the second, so that each ping has ten to be answered in.
             for _ in range(int(4.5 * PING_INTERVAL)):
