@@ -25,6 +25,7 @@ from relay.store.model import (
     AgentIdentity,
     AgentReports,
     ApiKey,
+    App,
     AppHealth,
     AppStatus,
     ConnectionReport,
@@ -227,6 +228,9 @@ class Store(Protocol):
 
     async def list_sub_agents(self, parent_id: UUID) -> list[Agent]:
         """The sub-agents of an agent, by name."""
+
+    async def list_apps(self, agent_id: UUID) -> list[App]:
+        """The apps of an agent, by slug; none if there is no such agent."""
 
     async def delete_agent(self, agent_id: UUID) -> None:
         """Delete an agent, its sub-agents and all that they reported.

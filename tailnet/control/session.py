@@ -306,12 +306,12 @@ class Session:
         """Send what yamux has to say."""
         if not self._yamux.has_control:
             return
-        data = self._yamux.data_to_send()
-        self.transmit(data)
         if not self.link.unsent:
             self._unread_control = 0
-            return
-        self._unread_control += len(data)
+        data = self._yamux.data_to_send()
+        self.transmit(data)
+        if self.link.unsent:
+            self._unread_control += len(data)
         if self._unread_control > MAX_UNREAD_CONTROL_LEN:
             self._fail("the peer floods and does not read the answers")
 
@@ -328,6 +328,7 @@ class Session:
             with scope:
                 while self.link.unsent:
                     await self.link.flush()
+                self._unread_control = 0
         except trio.ClosedResourceError:
             self.finish(SessionEnd())
         except (OSError, trio.BrokenResourceError) as exc:
