@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tailnet-dev
 SECONDS ?= 60
 
-.PHONY: help install peers demo test test-fast check bench bench-quick fuzz fmt lock clean
+.PHONY: help install peers demo test test-fast check bench bench-quick fuzz fmt lock proto clean
 
 help:
 	@echo "make demo    two real clients send a file through the relay"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-quick   the short form; prints the table"
 	@echo "make fuzz SECONDS=300   every decoder"
 	@echo "make fmt     format the code"
+	@echo "make proto   the Python code of our .proto files, anew"
 
 install: $(VENV)/.installed
 
@@ -63,6 +64,9 @@ fuzz: install
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/fuzz.txt || \
 	  echo "fuzz: atheris cannot be had here, so inputs are mutated blindly"
 	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
+
+proto: install
+	$(BIN)/python tools/generate_proto.py
 
 fmt: install
 	$(BIN)/ruff format .

@@ -18,7 +18,6 @@ from __future__ import annotations
 import enum
 import math
 import os
-import tomllib
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,15 +27,8 @@ from typing import Final
 import psutil
 
 from relay.addresses import ListenAddress, split_host_port
-from relay.flags import (
-    Flag,
-    Kind,
-    Value,
-    parse_arguments,
-    parse_value,
-    quote,
-    usage_text,
-)
+from relay.flags import Flag, Kind, parse_arguments, quote, usage_text
+from relay.given import MAX_INT, Given
 from tailnet.errors import ConfigError
 
 __all__ = (
@@ -52,7 +44,6 @@ __all__ = (
 )
 
 ENVIRONMENT_PREFIX: Final = "TAILNET_RELAY_"
-MAX_INT: Final = (1 << 63) - 1  # Go's math.MaxInt
 
 DEFAULT_LISTEN: Final = ListenAddress("", 443)
 
@@ -378,94 +369,15 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 _BY_NAME: Final = {flag.name: flag for flag in FLAGS}
 
 
-class _Given:
-    """Values by name, the first source that has one winning."""
+class _Given(Given):
+    """What was given to the relay, and its rules."""
 
     def __init__(self) -> None:
-        self._values: dict[str, Value] = {}
-        self._texts: dict[str, str] = {}
-        self._sources: dict[str, str] = {}
-
-    def take_text(self, name: str, text: str, source: str) -> None:
-        try:
-            value = parse_value(_BY_NAME[name].kind, text)
-        except ConfigError as exc:
-            raise ConfigError(
-                f"invalid value {quote(text)} for {source}: {exc}"
-            ) from None
-        self._values[name] = value
-        self._texts[name] = text
-        self._sources[name] = source
-
-    def take_file(self, path: str) -> None:
-        source = self._sources["config"]
-        try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as exc:
-            raise ConfigError(
-                f"{source}: cannot read {quote(path)}: {exc.strerror}"
-            ) from exc
-        except ValueError as exc:  # no TOML, no UTF-8, or a NUL in the path
-            raise ConfigError(f"{quote(path)} is no TOML file: {exc}") from exc
-        for key, value in table.items():
-            flag = _BY_NAME.get(key)
-            if flag is None or key in ("config", "version"):
-                raise ConfigError(f"{quote(path)}: there is no setting {key!r}")
-            if key in self._values:
-                continue  # still checked for its name, beaten for its value
-            self._take_toml(flag, value, f"{key} in {path}")
-
-    def _take_toml(self, flag: Flag, value: object, source: str) -> None:
-        match flag.kind, value:
-            case (_, str()):
-                # "10m" and "2MiB", but also "false": a file made by a
-                # template has quotes everywhere.
-                self.take_text(flag.name, value, source)
-            case (Kind.BOOL, bool()):
-                self.take_text(flag.name, str(value), source)
-            case (Kind.INT | Kind.SIZE | Kind.FLOAT, int() | float()) if not isinstance(
-                value, bool
-            ):
-                self.take_text(flag.name, str(value), source)
-            case _:
-                wanted = flag.kind.value or "true or false"
-                raise ConfigError(f"invalid value {value!r} for {source}: no {wanted}")
-
-    def _get(self, name: str) -> Value:
-        return self._values.get(name, _BY_NAME[name].default)
-
-    def flag(self, name: str) -> bool:
-        return bool(self._get(name))
-
-    def text(self, name: str) -> str:
-        return str(self._get(name))
-
-    def integer(self, name: str, low: int = 0, high: int = MAX_INT) -> int:
-        value = int(self._get(name))
-        if not low <= value <= high:
-            raise self.error(name, f"not within {low} and {high}")
-        return value
-
-    def seconds(self, name: str) -> float:
-        value = float(self._get(name))
-        if value < 0:
-            raise self.error(name, "a negative time")
-        return value
-
-    def error(self, name: str, reason: str) -> ConfigError:
-        source = self._sources.get(name, f"flag -{name}")
-        text = self._texts.get(name, str(self._get(name)))
-        return ConfigError(f"invalid value {quote(text)} for {source}: {reason}")
-
-    def choice(self, name: str, choices: type[enum.StrEnum]) -> str:
-        text = self.text(name)
-        if text not in list(choices):
-            raise self.error(name, f"one of {', '.join(choices)} is wanted")
-        return text
+        super().__init__(FLAGS, dashes="-")
 
     def check(self) -> Settings:
         for name, flag in _BY_NAME.items():
-            if flag.missing and self._get(name) != flag.default:
+            if flag.missing and self.get(name) != flag.default:
                 raise self.error(name, flag.missing)
         address = ":3340" if self.flag("dev") else self.text("a")
         try:
@@ -478,10 +390,10 @@ class _Given:
         home = self.text("home")
         if home not in ("", "blank") and not home.startswith(("http://", "https://")):
             raise self.error("home", "neither blank nor an http(s) URL")
-        limit = float(self._get("accept-connection-limit"))
+        limit = float(self.get("accept-connection-limit"))
         if not limit >= 0:  # also NaN
             raise self.error("accept-connection-limit", "no rate")
-        keep_alive = float(self._get("tcp-keepalive-time"))
+        keep_alive = float(self.get("tcp-keepalive-time"))
         switch = SwitchChoice(self.choice("switch", SwitchChoice))
         if switch is SwitchChoice.NATIVE:
             raise self.error("switch", "there is no native switch yet, use auto")

@@ -29,6 +29,7 @@ __all__ = (
     "Flag",
     "Kind",
     "Value",
+    "format_default",
     "format_duration",
     "parse_arguments",
     "parse_duration",
@@ -49,6 +50,7 @@ class Kind(enum.Enum):
     DURATION = "duration"
     STRING = "string"
     SIZE = "size"
+    LIST = "list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Flag:
     Attributes:
         name: Without dashes.
         kind: What it holds. A duration is a float of seconds, a size an int
-            of bytes.
+            of bytes, a list a text with commas.
         default: What it holds when it is not set.
         usage: One sentence for ``-help``.
         missing: Empty, or why a value other than the default is refused.
@@ -156,7 +158,7 @@ def parse_value(kind: Kind, text: str) -> Value:
             return parse_duration(text)
         case Kind.SIZE:
             return _parse_size(text)
-        case Kind.STRING:
+        case Kind.STRING | Kind.LIST:
             return text
 
 
@@ -293,16 +295,23 @@ def usage_text(program: str, flags: Iterable[Flag]) -> str:
         if flag.kind is not Kind.BOOL:
             head += f" {flag.kind.value}"
         text = flag.usage
-        if flag.default not in (False, 0, ""):
-            text += f" (default {_show(flag.kind, flag.default)})"
+        if default := format_default(flag):
+            text += f" (default {default})"
         if flag.missing:
             text += " [not available yet]"
         lines += [head, f"    \t{text}"]
     return "\n".join(lines) + "\n"
 
 
+def format_default(flag: Flag) -> str:
+    """A default as usage shows it; empty if it goes without saying."""
+    if flag.default in (False, 0, ""):
+        return ""
+    return _show(flag.kind, flag.default)
+
+
 def _show(kind: Kind, value: Value) -> str:
-    if kind is Kind.STRING:
+    if kind in (Kind.STRING, Kind.LIST):
         return f'"{value}"'
     if kind is Kind.BOOL:
         return "true" if value else "false"

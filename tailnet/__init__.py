@@ -3,9 +3,10 @@
 How the library is layered, lowest first:
 
 - ``errors`` and ``keys`` know nothing of any protocol.
-- One folder per protocol (``derp``, ``stun``): bytes in and bytes out, no
+- One folder per protocol (``derp``, ``stun``, ``control``): bytes in and bytes out, no
   sockets, no clocks, no tasks. Both ends of each protocol live there.
-- ``derp/client.py`` puts the DERP protocol on trio sockets.
+- ``derp/client.py`` puts the DERP protocol on trio sockets; ``control/server.py``
+  and ``control/client.py`` put the control protocol on a websocket.
 - The relay program is the package ``relay`` beside this one; the library
   never imports it.
 
@@ -43,16 +44,26 @@ from tailnet.derp.frames import (
 )
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
+    AlreadyExistsError,
+    AuthorizationError,
     ConfigError,
     ConnectError,
     DERPMapError,
+    InUseError,
+    InvalidRecordError,
     KeyFormatError,
     LocalProtocolError,
     NotConnectedError,
+    NotFoundError,
     ProtocolError,
     RemoteProtocolError,
+    ResumeTokenError,
+    RpcError,
+    StoreError,
+    StoreUnavailableError,
     TailnetError,
     UnknownAttributesError,
+    VersionError,
 )
 from tailnet.keys import (
     DiscoPrivate,
@@ -63,6 +74,8 @@ from tailnet.keys import (
 )
 
 __all__ = (
+    "AlreadyExistsError",
+    "AuthorizationError",
     "ClientDropReason",
     "ClientInfo",
     "ClientLimits",
@@ -82,12 +95,15 @@ __all__ = (
     "DiscoPublic",
     "Disconnected",
     "Health",
+    "InUseError",
+    "InvalidRecordError",
     "KeyFormatError",
     "LocalProtocolError",
     "MeshKey",
     "NodePrivate",
     "NodePublic",
     "NotConnectedError",
+    "NotFoundError",
     "PeerGone",
     "PeerGoneReason",
     "PeerPresent",
@@ -96,9 +112,14 @@ __all__ = (
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",
+    "ResumeTokenError",
+    "RpcError",
     "ServerInfo",
+    "StoreError",
+    "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
+    "VersionError",
     "decode_derp_map",
     "encode_derp_map",
     "open_derp_client",

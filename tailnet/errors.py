@@ -8,23 +8,43 @@
     * :exc:`KeyFormatError` -- a text or file is not the key it should be
     * :exc:`DERPMapError` -- a DERP map names something that cannot be
     * :exc:`ConnectError` -- a relay could not be reached, or refused us
+    * :exc:`VersionError` -- a peer wants an API version that we do not speak
+    * :exc:`AuthorizationError` -- a peer asks the coordinator for too much
+    * :exc:`ResumeTokenError` -- a resume token is forged, expired or garbage
     * :exc:`NotConnectedError` -- there is no connection to use right now
+    * :exc:`RpcError` -- the answer to a call is an error
     * :exc:`ConfigError` -- a setting is wrong; one line for the operator
+    * :exc:`StoreError` -- the store did not do what it was asked to
+        * :exc:`StoreUnavailableError` -- it cannot be read or written just now
+        * :exc:`NotFoundError` -- there is no such user, workspace, agent or key
+        * :exc:`AlreadyExistsError` -- the name, id or token is taken
+        * :exc:`InUseError` -- it cannot go while something belongs to it
+        * :exc:`InvalidRecordError` -- a name or value breaks a rule
 """
 
 from __future__ import annotations
 
 __all__ = (
+    "AlreadyExistsError",
+    "AuthorizationError",
     "ConfigError",
     "ConnectError",
     "DERPMapError",
+    "InUseError",
+    "InvalidRecordError",
     "KeyFormatError",
     "LocalProtocolError",
     "NotConnectedError",
+    "NotFoundError",
     "ProtocolError",
     "RemoteProtocolError",
+    "ResumeTokenError",
+    "RpcError",
+    "StoreError",
+    "StoreUnavailableError",
     "TailnetError",
     "UnknownAttributesError",
+    "VersionError",
 )
 
 
@@ -76,9 +96,65 @@ class ConnectError(TailnetError):
     """A relay could not be reached, or turned us away."""
 
 
+class VersionError(TailnetError):
+    """A peer wants an API version that we do not speak.
+
+    The message is Coder's, for the peer to show.
+    """
+
+
+class AuthorizationError(TailnetError):
+    """A peer asks the coordinator for what it may not have.
+
+    The message is Coder's and goes to the peer, whose session ends.
+    """
+
+
+class ResumeTokenError(TailnetError):
+    """A resume token is forged, expired or garbage. The message quotes none."""
+
+
 class NotConnectedError(TailnetError):
     """The operation needs a connection, and there is none at the moment."""
 
 
+class RpcError(TailnetError):
+    """A call was answered with an error, or is to be.
+
+    Attributes:
+        text: For people, and for some peers to match.
+        code: 0 for most; 12 is Unimplemented.
+    """
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
+
+
 class ConfigError(TailnetError):
     """A setting is wrong. The message is one line and says what to do."""
+
+
+class StoreError(TailnetError):
+    """The store did not do what it was asked to; the message is one line."""
+
+
+class StoreUnavailableError(StoreError):
+    """The database cannot be reached, read or written; nothing was changed."""
+
+
+class NotFoundError(StoreError):
+    """There is no such user, workspace, agent or key."""
+
+
+class AlreadyExistsError(StoreError):
+    """The name, id or token is taken."""
+
+
+class InUseError(StoreError):
+    """It cannot be deleted while something belongs to it."""
+
+
+class InvalidRecordError(StoreError, ValueError):
+    """A name or value breaks a rule; the message says which."""

@@ -10,10 +10,15 @@ ROOT = Path(__file__).parent.parent
 
 
 def modules(package: str) -> list[Path]:
-    """All files of a package, relative to the root of the project."""
+    """All files of a package that people wrote, relative to the project's root."""
     found = sorted((ROOT / package).rglob("*.py"))
     assert found, package
-    return [path.relative_to(ROOT) for path in found]
+    return [path.relative_to(ROOT) for path in found if not is_generated(path)]
+
+
+def is_generated(path: Path) -> bool:
+    """Whether tools/generate_proto.py made the file."""
+    return path.stem.endswith("_pb2")
 
 
 def dotted(path: Path) -> str:

@@ -42,6 +42,7 @@ CODER_MODULE: Final = ROOT / "tests" / "peers" / "coder"
 CODER_PROGRAMS: Final = (
     "coderagent",
     "coderclient",
+    "codercrowd",
     "coderrpc",
     "coderserver",
 )

@@ -12,9 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import structlog.testing
-
-from relay.__main__ import _log_unraisable
 
 TIMEOUT = 30
 
@@ -136,17 +133,3 @@ def test_second_sigterm_does_not_wait(tmp_path: Path) -> None:
                 program.wait(0.3)
             program.send_signal(signal.SIGTERM)
             assert program.wait(5) == 0
-
-
-def test_what_nobody_can_catch_goes_to_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server name that is not ASCII made a bare traceback on stderr."""
-
-    class Broken:
-        def __del__(self) -> None:
-            b"\xff".decode("ascii")
-
-    monkeypatch.setattr(sys, "unraisablehook", _log_unraisable)
-    with structlog.testing.capture_logs() as lines:
-        Broken()
-    [line] = lines
-    assert (line["event"], line["log_level"]) == ("unraisable exception", "debug")

@@ -27,7 +27,9 @@ __all__ = (
     "Front",
     "JsonLines",
     "open_agent",
+    "open_client",
     "open_front",
+    "report_of",
     "run_client",
     "run_rpc",
 )
@@ -136,22 +138,28 @@ async def open_agent(
         yield agent
 
 
-async def run_client(
+@contextlib.asynccontextmanager
+async def open_client(
     server: Server,
     agent: AgentProgram,
     folder: Path,
     *flags: str,
     number: int = 0,
     wrapper: Sequence[str | Path] = (),
-    timeout: float = CLIENT_TIMEOUT,
-) -> Json:
-    """Run Coder's client of one agent to its end, and return its report.
+) -> AsyncIterator[JsonLines]:
+    """Run Coder's client of one agent while the block runs.
 
-    Raises:
-        ProgramError: It took longer than ``timeout`` seconds.
+    Args:
+        server: Whose agent.
+        agent: Has what the client talks to.
+        folder: For its output.
+        flags: See ``tests/peers/coder/coderclient``.
+        number: Which of the server's agents.
+        wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done = await run_program(
+    output = folder / f"{len(list(folder.iterdir()))}.jsonl"
+    async with open_program(
         *wrapper,
         find_coder_program("coderclient"),
         *("--url", server.url),
@@ -160,14 +168,36 @@ async def run_client(
         *("--port", str(agent.echo)),
         *("--sink-port", str(agent.sink)),
         *flags,
-        folder=folder,
-        timeout=timeout,
+        log_file=folder / "client.log",
+        stdout=output,
         env=clean_environment(folder.parent / "home"),
         name="coderclient",
-    )
-    report: Json = json.loads(done.stdout.splitlines()[-1])
-    assert report["ok"] == (done.returncode == 0)
+    ) as program:
+        yield JsonLines(program, output)
+
+
+async def report_of(client: JsonLines, *, timeout: float = CLIENT_TIMEOUT) -> Json:
+    """Wait for a client to end, and return its report.
+
+    Raises:
+        ProgramError: It still runs after ``timeout`` seconds.
+    """
+    status = await client.program.wait(timeout=timeout)
+    report = client.lines()[-1]
+    assert report["ok"] == (status == 0)
     return report
+
+
+async def run_client(
+    server: Server,
+    agent: AgentProgram,
+    folder: Path,
+    *flags: str,
+    wrapper: Sequence[str | Path] = (),
+) -> Json:
+    """Run Coder's client of one agent to its end, and return its report."""
+    async with open_client(server, agent, folder, *flags, wrapper=wrapper) as client:
+        return await report_of(client)
 
 
 async def run_rpc(

@@ -21,6 +21,7 @@ import (
 	tailnetproto "github.com/coder/coder/v2/tailnet/proto"
 
 	"tailnet.test/peers/coder/internal/peer"
+	"tailnet.test/peers/coder/internal/rawdrpc"
 )
 
 type step struct {
@@ -196,9 +197,9 @@ func (p *performer) unary(s step) error {
 	if err != nil {
 		return err
 	}
-	var answer rawMessage
-	message := rawMessage(request)
-	err = p.conn.Invoke(p.ctx, s.Method, rawEncoding{}, &message, &answer)
+	var answer rawdrpc.Message
+	message := rawdrpc.Message(request)
+	err = p.conn.Invoke(p.ctx, s.Method, rawdrpc.Encoding{}, &message, &answer)
 	fields := describeError(err)
 	if err == nil {
 		fields = peer.Event{"hex": hex.EncodeToString(answer)}
@@ -283,18 +284,4 @@ func idBytes(text string) ([]byte, error) {
 
 func seconds(count float64) time.Duration {
 	return time.Duration(count * float64(time.Second))
-}
-
-// rawMessage and rawEncoding pass bytes through dRPC as they are.
-type rawMessage []byte
-
-type rawEncoding struct{}
-
-func (rawEncoding) Marshal(message drpc.Message) ([]byte, error) {
-	return *message.(*rawMessage), nil
-}
-
-func (rawEncoding) Unmarshal(data []byte, message drpc.Message) error {
-	*message.(*rawMessage) = append([]byte(nil), data...)
-	return nil
 }

@@ -1,0 +1,610 @@
+"""The settings of ``tailnet serve``: one table, three sources.
+
+Each setting is a flag of the command line, an environment variable
+``TAILNET_<FLAG_IN_CAPS>`` and a key of the TOML file that ``--config`` names.
+The command line beats the environment, which beats the file; an empty
+variable counts as unset. What Coder's server has too has its flag's name
+(``codersdk/deployment.go``) and may also come from Coder's own variable,
+which ``TAILNET_…`` beats.
+
+API: :func:`load_serve_settings` makes a :class:`ServeSettings`, or raises
+ConfigError with one line that names the source of the wrong value (the
+command then ends with status 2). The table in words is
+``docs/reference/serve-settings.md``.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import os
+import re
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from relay.addresses import ListenAddress
+from relay.config import LogFormat, SwitchChoice, memory_bytes
+from relay.derpmaps.build import (
+    DISABLE,
+    AccessUrl,
+    MapOptions,
+    build_derp_map,
+    parse_stun_servers,
+)
+from relay.flags import Flag, Kind, quote
+from relay.given import Given
+from tailnet.derp.derpmap import MAX_REGION_ID
+from tailnet.errors import ConfigError, DERPMapError
+
+__all__ = (
+    "CODER_VARIABLES",
+    "SERVE_FLAGS",
+    "DerpAdmission",
+    "ServeSettings",
+    "default_data_dir",
+    "environment_variables",
+    "load_serve_settings",
+    "read_verify_token",
+)
+
+SERVE_FLAGS: Final[tuple[Flag, ...]] = (
+    Flag(
+        "http-address",
+        Kind.STRING,
+        "127.0.0.1:3000",
+        'address to serve HTTP on: ":port", "ip:port" or "[ip]:port"; without an IP, '
+        "all interfaces; port 0 is any; empty or `disable` for none",
+    ),
+    Flag(
+        "access-url",
+        Kind.STRING,
+        "",
+        "URL where agents and clients reach the server; by default it is made of the "
+        "address that is served",
+    ),
+    Flag("tls-enable", Kind.BOOL, False, "serve HTTPS too"),
+    Flag("tls-address", Kind.STRING, "127.0.0.1:3443", "address to serve HTTPS on"),
+    Flag("tls-cert-file", Kind.STRING, "", "PEM file with the certificate chain"),
+    Flag("tls-key-file", Kind.STRING, "", "PEM file with the key of the certificate"),
+    Flag(
+        "stun-address",
+        Kind.STRING,
+        "",
+        "UDP address to answer STUN on, or `disable`; by default host and port of "
+        "the HTTP address (of the HTTPS address if there is no HTTP)",
+    ),
+    Flag(
+        "data-dir",
+        Kind.STRING,
+        "",
+        "directory with everything that outlives a restart; by default the user's "
+        "data directory",
+    ),
+    Flag(
+        "derp-server-enable",
+        Kind.BOOL,
+        True,
+        "be a relay, and list it in the DERP map as the embedded one",
+    ),
+    Flag("derp-server-region-id", Kind.INT, 999, "id of the embedded relay's region"),
+    Flag(
+        "derp-server-region-code",
+        Kind.STRING,
+        "coder",
+        "short name of the embedded relay's region",
+    ),
+    Flag(
+        "derp-server-region-name",
+        Kind.STRING,
+        "Coder Embedded Relay",
+        "long name of the embedded relay's region",
+    ),
+    Flag(
+        "derp-server-stun-addresses",
+        Kind.LIST,
+        "",
+        "outside STUN servers to list in the DERP map, as host:port with commas; "
+        "`disable` for none. Peers ask them, this server does not",
+    ),
+    Flag(
+        "derp-server-relay-url",
+        Kind.STRING,
+        "",
+        "URL where other servers of the same region would reach this one; without "
+        "effect, as there are none",
+    ),
+    Flag(
+        "block-direct-connections",
+        Kind.BOOL,
+        False,
+        "let all traffic go through relays: peers are told so, and no STUN is in the "
+        "DERP map or answered",
+    ),
+    Flag(
+        "derp-force-websockets",
+        Kind.BOOL,
+        False,
+        "tell peers to reach relays by websocket only",
+    ),
+    Flag(
+        "derp-config-url",
+        Kind.STRING,
+        "",
+        "URL of a DERP map in JSON to add the embedded relay to; looked at every 3 s, "
+        "and its last good answer is kept in the data directory",
+    ),
+    Flag(
+        "derp-config-path",
+        Kind.STRING,
+        "",
+        "file with a DERP map in JSON or YAML to add the embedded relay to; looked "
+        "at every second",
+    ),
+    Flag(
+        "workspace-hostname-suffix",
+        Kind.STRING,
+        "coder",
+        "DNS suffix of workspaces, for clients",
+    ),
+    Flag(
+        "browser-only",
+        Kind.BOOL,
+        False,
+        "answer 409 to clients that want a tunnel to an agent",
+    ),
+    # From here on Coder has nothing of the kind, but for the rate limits.
+    Flag(
+        "derp-admission",
+        Kind.STRING,
+        "open",
+        "who may use the relay: open for everybody, coordinator for peers that the "
+        "coordinator knows",
+    ),
+    Flag(
+        "verify-token-file",
+        Kind.STRING,
+        "",
+        "file with the bearer token by which outside relays may ask at /derp/verify "
+        "who may use them; without it, nobody may ask",
+    ),
+    Flag(
+        "api-rate-limit",
+        Kind.INT,
+        512,
+        "API requests per minute and user, or IP address for unknown users; none if "
+        "it is 0 or negative",
+    ),
+    Flag(
+        "dangerous-disable-rate-limits",
+        Kind.BOOL,
+        False,
+        "do without any rate limit",
+    ),
+    Flag("config", Kind.STRING, "", "TOML file with settings, named as the flags"),
+    Flag("log-format", Kind.STRING, "text", "text, or json: an object a line"),
+    Flag(
+        "switch",
+        Kind.STRING,
+        "auto",
+        "what carries packets: native, python, or auto for the best there is",
+    ),
+    Flag(
+        "queue-bytes",
+        Kind.SIZE,
+        2 << 20,
+        "bytes that may wait for one client of the relay; the oldest packet goes first",
+    ),
+    Flag(
+        "queue-packets",
+        Kind.INT,
+        4096,
+        "packets that may wait for one client of the relay",
+    ),
+    Flag(
+        "queue-total",
+        Kind.SIZE,
+        0,
+        "bytes that may wait for all clients of the relay; 0 for a quarter of the "
+        "memory",
+    ),
+    Flag(
+        "drain-timeout",
+        Kind.DURATION,
+        5.0,
+        "how long clients may still be served after SIGTERM",
+    ),
+)
+
+# Coder's variables, by flag (codersdk/deployment.go).
+CODER_VARIABLES: Final[Mapping[str, str]] = {
+    "http-address": "CODER_HTTP_ADDRESS",
+    "access-url": "CODER_ACCESS_URL",
+    "tls-enable": "CODER_TLS_ENABLE",
+    "tls-address": "CODER_TLS_ADDRESS",
+    "tls-cert-file": "CODER_TLS_CERT_FILE",
+    "tls-key-file": "CODER_TLS_KEY_FILE",
+    "derp-server-enable": "CODER_DERP_SERVER_ENABLE",
+    "derp-server-region-id": "CODER_DERP_SERVER_REGION_ID",
+    "derp-server-region-code": "CODER_DERP_SERVER_REGION_CODE",
+    "derp-server-region-name": "CODER_DERP_SERVER_REGION_NAME",
+    "derp-server-stun-addresses": "CODER_DERP_SERVER_STUN_ADDRESSES",
+    "derp-server-relay-url": "CODER_DERP_SERVER_RELAY_URL",
+    "block-direct-connections": "CODER_BLOCK_DIRECT",
+    "derp-force-websockets": "CODER_DERP_FORCE_WEBSOCKETS",
+    "derp-config-url": "CODER_DERP_CONFIG_URL",
+    "derp-config-path": "CODER_DERP_CONFIG_PATH",
+    "workspace-hostname-suffix": "CODER_WORKSPACE_HOSTNAME_SUFFIX",
+    "browser-only": "CODER_BROWSER_ONLY",
+    "api-rate-limit": "CODER_API_RATE_LIMIT",
+    "dangerous-disable-rate-limits": "CODER_DANGEROUS_DISABLE_RATE_LIMITS",
+}
+
+# RFC 1035 2.3.1, less the rule on the first character, as everywhere.
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DNS_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+
+# RFC 6750 2.1, with room for what generators of passwords like.
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}")
+
+
+class DerpAdmission(enum.StrEnum):
+    """Who may use the relay."""
+
+    OPEN = "open"
+    COORDINATOR = "coordinator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Everything the server was told, checked. Durations are in seconds.
+
+    Attributes:
+        http: Where to serve HTTP, or None.
+        tls: Where to serve HTTPS, or None. One of the two is there.
+        tls_cert_file: PEM, if there is HTTPS.
+        tls_key_file: Its key.
+        access_url: As it was given, or None: see :meth:`access_url_at`.
+        stun: Where to answer STUN, or None.
+        stun_follows_http: ``stun`` is host and port of the HTTP address (or of
+            that for HTTPS): if the port is 0, it is the one that became of it.
+        data_dir: May not be there yet.
+        derp_map: How to build the DERP map; also whether to serve DERP, and
+            whether direct connections are blocked.
+        derp_force_websockets: Tell it to peers.
+        workspace_hostname_suffix: Tell it to clients.
+        browser_only: No tunnels for clients.
+        derp_admission: Who may use the relay.
+        verify_token: Bearer token of ``/derp/verify``, or None for nobody.
+        verify_token_file: Where it is read again at a reload.
+        api_rate_limit: Requests per minute, or None.
+        log_format: How to log.
+        switch: Which switch to use.
+        queue_bytes: Per client of the relay, in bytes.
+        queue_packets: Per client and lane.
+        queue_total: Of all clients, in bytes, never 0.
+        drain_timeout: After SIGTERM.
+        warnings: Lines for the log: not wrong, but probably not meant.
+    """
+
+    http: ListenAddress | None = None
+    tls: ListenAddress | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    access_url: AccessUrl | None = None
+    stun: ListenAddress | None = None
+    stun_follows_http: bool = False
+    data_dir: Path
+    derp_map: MapOptions = field(default_factory=MapOptions)
+    derp_force_websockets: bool = False
+    workspace_hostname_suffix: str = "coder"
+    browser_only: bool = False
+    derp_admission: DerpAdmission = DerpAdmission.OPEN
+    verify_token: str | None = field(default=None, repr=False)
+    verify_token_file: Path | None = None
+    api_rate_limit: int | None = 512
+    log_format: LogFormat = LogFormat.TEXT
+    switch: SwitchChoice = SwitchChoice.AUTO
+    queue_bytes: int = 2 << 20
+    queue_packets: int = 4096
+    queue_total: int = 256 << 20
+    drain_timeout: float = 5.0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def block_direct(self) -> bool:
+        """Whether peers may not connect to each other directly."""
+        return self.derp_map.block_direct
+
+    def access_url_at(
+        self, *, http_port: int | None = None, tls_port: int | None = None
+    ) -> AccessUrl:
+        """The access URL, once it is known which ports are served.
+
+        Args:
+            http_port: Of HTTP, if it is served.
+            tls_port: Of HTTPS, if it is served: it is preferred.
+        """
+        if self.access_url is not None:
+            return self.access_url
+        if self.tls is not None and tls_port is not None:
+            return AccessUrl("https", _reachable_host(self.tls.host), tls_port)
+        assert self.http is not None
+        assert http_port is not None
+        return AccessUrl("http", _reachable_host(self.http.host), http_port)
+
+
+def _is_every_interface(host: str) -> bool:
+    try:
+        return not host or ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _reachable_host(host: str) -> str:
+    """A host that at least this machine reaches by the address it serves."""
+    if not _is_every_interface(host):
+        return host
+    return "::1" if ":" in host else "127.0.0.1"
+
+
+def default_data_dir() -> Path:
+    """The directory for state if no other is named."""
+    return platformdirs.user_data_path("tailnet", appauthor=False)
+
+
+def environment_variables(name: str) -> tuple[str, ...]:
+    """The variables of a flag, the one that wins first."""
+    ours = "TAILNET_" + name.upper().replace("-", "_")
+    coders = CODER_VARIABLES.get(name)
+    return (ours,) if coders is None else (ours, coders)
+
+
+def load_serve_settings(
+    arguments: Mapping[str, str], environ: Mapping[str, str]
+) -> ServeSettings:
+    """Put command line, environment and file together, and check the whole.
+
+    Args:
+        arguments: The texts of the command line, by name of the flag.
+        environ: The environment.
+
+    Raises:
+        ConfigError: Something is wrong; the message is one line.
+    """
+    given = _Given()
+    for name, text in arguments.items():
+        given.take_text(name, text, f"--{name}")
+    for flag in SERVE_FLAGS:
+        if flag.name in arguments:
+            continue
+        for variable in environment_variables(flag.name):
+            if text := environ.get(variable, ""):
+                given.take_text(flag.name, text, variable)
+                break
+    if path := given.text("config"):
+        given.take_file(path)
+    return given.check()
+
+
+class _Given(Given):
+    """What was given to the server, and its rules."""
+
+    def __init__(self) -> None:
+        super().__init__(SERVE_FLAGS, dashes="--")
+        self._warnings: list[str] = []
+
+    def check(self) -> ServeSettings:
+        http = self._address("http-address")
+        tls, cert_file, key_file = self._check_tls()
+        if http is None and tls is None:
+            raise ConfigError(
+                "nothing to serve: set --http-address, or --tls-enable and its files"
+            )
+        if http is not None and http == tls and http.port:
+            raise self.error("tls-address", "it is the address for HTTP too")
+        main = tls or http
+        access_url = self._access_url()
+        if access_url is None and main is not None and _is_every_interface(main.host):
+            self._warnings.append(
+                "--access-url is not set: other machines are told to find this server "
+                "at a loopback address"
+            )
+        stun = self._stun(http or tls)
+        options = self._map_options()
+        if not (options.config_path or options.config_url):
+            self._check_map(options)
+        switch = SwitchChoice(self.choice("switch", SwitchChoice))
+        if switch is SwitchChoice.NATIVE:
+            raise self.error("switch", "there is no native switch yet, use auto")
+        verify_token, verify_token_file = self._verify_token()
+        return ServeSettings(
+            http=http,
+            tls=tls,
+            tls_cert_file=cert_file,
+            tls_key_file=key_file,
+            access_url=access_url,
+            stun=stun,
+            stun_follows_http=stun is not None and not self.text("stun-address"),
+            data_dir=self._data_dir(),
+            derp_map=options,
+            derp_force_websockets=self.flag("derp-force-websockets"),
+            workspace_hostname_suffix=self._hostname_suffix(),
+            browser_only=self.flag("browser-only"),
+            derp_admission=DerpAdmission(self.choice("derp-admission", DerpAdmission)),
+            verify_token=verify_token,
+            verify_token_file=verify_token_file,
+            api_rate_limit=self._rate_limit(),
+            log_format=LogFormat(self.choice("log-format", LogFormat)),
+            switch=switch,
+            queue_bytes=self.integer("queue-bytes", 1),
+            queue_packets=self.integer("queue-packets", 1),
+            queue_total=self.integer("queue-total") or memory_bytes() // 4,
+            drain_timeout=self.seconds("drain-timeout"),
+            warnings=tuple(self._warnings),
+        )
+
+    def _address(self, name: str) -> ListenAddress | None:
+        text = self.text(name)
+        if text in ("", DISABLE):
+            return None
+        try:
+            return ListenAddress.from_text(text)
+        except ConfigError as exc:
+            raise self.error(name, str(exc)) from None
+
+    def _check_tls(self) -> tuple[ListenAddress | None, Path | None, Path | None]:
+        names = ("tls-cert-file", "tls-key-file")
+        if not self.flag("tls-enable"):
+            self._warnings += [
+                f"--{name} is ignored without --tls-enable"
+                for name in (*names, "tls-address")
+                if self.is_given(name)
+            ]
+            return None, None, None
+        address = self._address("tls-address")
+        if address is None:
+            raise self.error("tls-address", "--tls-enable needs one")
+        files = []
+        for name in names:
+            if not self.text(name):
+                raise ConfigError(f"--tls-enable needs --{name}")
+            files.append(Path(self.text(name)))
+            self._read(name)
+        return address, files[0], files[1]
+
+    def _read(self, name: str) -> bytes:
+        """What is in a small file."""
+        try:
+            with open(self.text(name), "rb") as file:
+                return file.read(1 << 20)
+        except (OSError, ValueError) as exc:  # a NUL in the path
+            reason = getattr(exc, "strerror", None) or str(exc)
+            raise self.error(name, f"cannot read it: {reason}") from exc
+
+    def _access_url(self) -> AccessUrl | None:
+        if not self.text("access-url"):
+            return None
+        try:
+            return AccessUrl.from_text(self.text("access-url"))
+        except ConfigError as exc:
+            raise self.error("access-url", str(exc)) from None
+
+    def _stun(self, main: ListenAddress | None) -> ListenAddress | None:
+        text = self.text("stun-address")
+        stun = self._address("stun-address") if text else main
+        if stun is not None and self.flag("block-direct-connections"):
+            if text:
+                self._warnings.append(
+                    "--stun-address is ignored with --block-direct-connections"
+                )
+            return None
+        return stun
+
+    def _map_options(self) -> MapOptions:
+        path, url = self.text("derp-config-path"), self._url("derp-config-url")
+        if path and url:
+            raise self.error("derp-config-path", "--derp-config-url is set as well")
+        entries = self.items("derp-server-stun-addresses")
+        try:
+            servers = parse_stun_servers(entries)
+        except ConfigError as exc:
+            raise self.error("derp-server-stun-addresses", str(exc)) from None
+        if DISABLE in entries and len(entries) > 1:
+            self._warnings.append(
+                "--derp-server-stun-addresses: `disable` drops the others in the list"
+            )
+        if self._url("derp-server-relay-url"):
+            self._warnings.append(
+                "--derp-server-relay-url has no effect: this server has no replicas"
+            )
+        return MapOptions(
+            serve_embedded=self.flag("derp-server-enable"),
+            region_id=self.integer("derp-server-region-id", 1, MAX_REGION_ID),
+            region_code=self.text("derp-server-region-code"),
+            region_name=self.text("derp-server-region-name"),
+            stun_servers=servers,
+            block_direct=self.flag("block-direct-connections"),
+            config_path=path,
+            config_url=url,
+        )
+
+    def _check_map(self, options: MapOptions) -> None:
+        """Without a custom map, whether it is usable is known now."""
+        try:
+            build_derp_map(options, access_url=AccessUrl("http", "localhost", 80))
+        except DERPMapError as exc:
+            raise ConfigError(str(exc)) from None
+
+    def _url(self, name: str) -> str:
+        text = self.text(name)
+        if text:
+            try:
+                parts = urllib.parse.urlsplit(text)
+                usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+                _ = parts.port
+            except ValueError:
+                usable = False
+            if not usable or not text.isprintable() or " " in text:
+                raise self.error(name, "no http(s) URL")
+        return text
+
+    def _hostname_suffix(self) -> str:
+        name = "workspace-hostname-suffix"
+        text = self.text(name)
+        if text.startswith("."):
+            raise self.error(name, "it begins with a dot")
+        if len(text) > 253 or not _DNS_NAME.fullmatch(text):
+            raise self.error(name, "no DNS name")
+        return text
+
+    def _data_dir(self) -> Path:
+        text = self.text("data-dir")
+        path = Path(text) if text else default_data_dir()
+        if "\0" in text:
+            raise self.error("data-dir", "no path")
+        try:
+            is_in_the_way = path.exists() and not path.is_dir()
+        except OSError as exc:
+            raise self.error("data-dir", exc.strerror or str(exc)) from exc
+        if is_in_the_way:
+            raise self.error("data-dir", f"{quote(os.fspath(path))} is no directory")
+        return path
+
+    def _verify_token(self) -> tuple[str | None, Path | None]:
+        if not self.text("verify-token-file"):
+            return None, None
+        path = Path(self.text("verify-token-file"))
+        try:
+            return read_verify_token(path), path
+        except ConfigError as exc:
+            raise self.error("verify-token-file", str(exc)) from None
+
+    def _rate_limit(self) -> int | None:
+        limit = int(self.get("api-rate-limit"))
+        if limit <= 0 or self.flag("dangerous-disable-rate-limits"):
+            return None
+        return limit
+
+
+def read_verify_token(path: Path) -> str:
+    """Read the bearer token of ``/derp/verify``.
+
+    Raises:
+        ConfigError: It cannot be used; the message is the reason alone and
+            does not show it.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(8192)
+    except (OSError, ValueError) as exc:  # a NUL in the path
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise ConfigError(f"cannot read it: {reason}") from exc
+    token = content.decode("latin-1").strip(" \t\r\n")
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError("there is no token in it: one word of ASCII is wanted")
+    return token

@@ -1,0 +1,1 @@
+"""The steps from an empty database to ``relay.store.schema``, for alembic."""

@@ -1,0 +1,603 @@
+"""What the store holds, as values without behaviour.
+
+Conventions of this module:
+
+- Every time is an aware datetime in UTC, kept to the microsecond.
+- Values of the enums are the words that Coder's REST API uses; the members
+  are in the order of the numbers of the agent protocol
+  (``agent/proto/agent.proto``), counted as each says.
+- No secret is in here: tokens are kept as hashes, and shown only by
+  :class:`NewApiKey` and :class:`NewAgent`, when they are made.
+
+What an agent reports is bounded, report by report. The constants say how.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from tailnet.errors import InvalidRecordError
+
+__all__ = (
+    "MAX_APP_STATUSES",
+    "MAX_CONNECTION_REPORTS",
+    "MAX_LOG_SIZE",
+    "MAX_METADATA_KEYS",
+    "MAX_METADATA_KEYS_SIZE",
+    "MAX_METADATA_VALUE_SIZE",
+    "MAX_NAME_LEN",
+    "MAX_RESOURCE_USAGES",
+    "MAX_SCRIPT_TIMINGS",
+    "MAX_STATS",
+    "Agent",
+    "AgentIdentity",
+    "AgentReports",
+    "ApiKey",
+    "App",
+    "AppHealth",
+    "AppStatus",
+    "AppStatusState",
+    "ConnectionAction",
+    "ConnectionKind",
+    "ConnectionReport",
+    "DiskUsage",
+    "Lifecycle",
+    "LifecycleState",
+    "LogLevel",
+    "LogLine",
+    "MetadataResult",
+    "Metric",
+    "NewAgent",
+    "NewApiKey",
+    "NewApp",
+    "ResourceUsage",
+    "ScriptStage",
+    "ScriptStatus",
+    "ScriptTiming",
+    "SigningKey",
+    "Startup",
+    "Stats",
+    "StoredLogLine",
+    "User",
+    "Workspace",
+    "WorkspaceAgents",
+    "check_name",
+)
+
+# codersdk/name.go NameValid.
+MAX_NAME_LEN: Final = 32
+_NAME: Final = re.compile(r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*")
+# The first two as in NameValid; the last stands for "whoever asks" in paths
+# of the API (/api/v2/users/me).
+_RESERVED_NAMES: Final = frozenset({"new", "create", "me"})
+
+# Bytes of log output of one agent; Coder's check max_logs_length.
+MAX_LOG_SIZE: Final = 1 << 20
+# Bytes: maxValueLen and maxAllKeysLen of coderd/agentapi/metadata.go.
+MAX_METADATA_VALUE_SIZE: Final = 2048
+MAX_METADATA_KEYS_SIZE: Final = 6144
+# How many of each the store keeps for one agent, the newest ones. Coder keeps
+# most of them for weeks; here an operator looks at them, nothing else.
+MAX_METADATA_KEYS: Final = 128
+MAX_STATS: Final = 50
+MAX_CONNECTION_REPORTS: Final = 500
+MAX_SCRIPT_TIMINGS: Final = 200
+MAX_APP_STATUSES: Final = 50
+# As many as agents are told to send (num_datapoints).
+MAX_RESOURCE_USAGES: Final = 20
+
+
+def check_name(kind: str, name: str) -> None:
+    """Check the name of a user, workspace or agent by Coder's rule.
+
+    Args:
+        kind: What it names, for the message.
+        name: The name.
+
+    Raises:
+        InvalidRecordError: It may not be used; the message says the rule.
+    """
+    if len(name) > MAX_NAME_LEN or not _NAME.fullmatch(name):
+        raise InvalidRecordError(
+            f"{name!r} is no name for {kind}: a name has 1 to {MAX_NAME_LEN} letters "
+            "and digits (ASCII), with single hyphens between them"
+        )
+    if name.lower() in _RESERVED_NAMES:
+        raise InvalidRecordError(f"{name!r} is no name for {kind}: it is reserved")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Somebody who owns workspaces and connects to agents.
+
+    Attributes:
+        id: Theirs, for ever.
+        username: Unique without regard to case.
+        is_admin: May connect to every agent and see the debug pages.
+        created_at: When.
+    """
+
+    id: UUID
+    username: str
+    is_admin: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key, without its secret.
+
+    Attributes:
+        id: The first 10 characters of the token.
+        user_id: Whose it is.
+        username: The name of that user.
+        name: What it is for, maybe empty.
+        created_at: When.
+        expires_at: From then on it is worth nothing; None: never.
+    """
+
+    id: str
+    user_id: UUID
+    username: str
+    name: str
+    created_at: datetime
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
+    """An API key that has just been made, with its token.
+
+    Attributes:
+        key: The key.
+        token: 10 characters, a hyphen, 22 characters. Shown here and never again.
+    """
+
+    key: ApiKey
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A workspace: some agents that belong to one user.
+
+    Attributes:
+        id: Its own.
+        owner_id: Whose it is.
+        owner_name: The name of that user.
+        name: Unique among the owner's, without regard to case.
+        created_at: When.
+    """
+
+    id: UUID
+    owner_id: UUID
+    owner_name: str
+    name: str
+    created_at: datetime
+
+
+class LifecycleState(enum.StrEnum):
+    """How far an agent is. Number n of the protocol is the n-th member."""
+
+    CREATED = "created"
+    STARTING = "starting"
+    START_TIMEOUT = "start_timeout"
+    START_ERROR = "start_error"
+    READY = "ready"
+    SHUTTING_DOWN = "shutting_down"
+    SHUTDOWN_TIMEOUT = "shutdown_timeout"
+    SHUTDOWN_ERROR = "shutdown_error"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """What UpdateLifecycle reports.
+
+    Attributes:
+        state: The new state.
+        changed_at: Since when, by the agent's clock.
+    """
+
+    state: LifecycleState
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """What UpdateStartup reports.
+
+    Attributes:
+        version: Of the agent program.
+        expanded_directory: Its working directory, absolute.
+        subsystems: Words such as ``envbox``, ``envbuilder``, ``exectrace``.
+    """
+
+    version: str
+    expanded_directory: str
+    subsystems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent: a node that users connect to.
+
+    Attributes:
+        id: Its own, and its identity in the tailnet.
+        workspace_id: Where it belongs.
+        name: Unique in the workspace, without regard to case.
+        parent_id: Of a sub-agent (a dev container), the agent that made it.
+        created_at: When.
+        directory: Where sessions start, maybe empty.
+        architecture: Such as ``amd64``, maybe empty.
+        operating_system: Such as ``linux``, maybe empty.
+        display_apps: Which built-in apps to show, by Coder's words.
+        first_connected_at: None: it never was.
+        last_connected_at: When it was last known to be there.
+        disconnected_at: When it was last seen to go. The agent is connected if
+            this is None or before ``last_connected_at``.
+        lifecycle: Its last report, None before the first.
+        startup: Its last report, None before the first.
+    """
+
+    id: UUID
+    workspace_id: UUID
+    name: str
+    parent_id: UUID | None
+    created_at: datetime
+    directory: str = ""
+    architecture: str = ""
+    operating_system: str = ""
+    display_apps: tuple[str, ...] = ()
+    first_connected_at: datetime | None = None
+    last_connected_at: datetime | None = None
+    disconnected_at: datetime | None = None
+    lifecycle: Lifecycle | None = None
+    startup: Startup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewAgent:
+    """An agent that has just been made, or got a new token.
+
+    Attributes:
+        agent: The agent.
+        token: Its secret. Shown here and never again.
+    """
+
+    agent: Agent
+    token: UUID = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """An agent with all it belongs to."""
+
+    agent: Agent
+    workspace: Workspace
+    owner: User
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceAgents:
+    """A workspace and its agents, sub-agents among them, by name."""
+
+    workspace: Workspace
+    agents: Sequence[Agent]
+
+
+class AppHealth(enum.StrEnum):
+    """Number n of the protocol is the n-th member."""
+
+    DISABLED = "disabled"
+    INITIALIZING = "initializing"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class NewApp:
+    """An app of an agent, before it has an id.
+
+    Attributes:
+        slug: Its name in URLs, unique in the agent.
+        display_name: Its name for people.
+        command: Run in a terminal, if the app is one.
+        url: Where the app listens, as seen by the agent.
+        icon: A URL or path.
+        group: Heading under which it is shown.
+        order: Where among the others.
+        external: The URL is for the browser, not for the agent.
+        hidden: Not shown.
+        subdomain: Served on a name of its own.
+        share: ``owner``, ``authenticated``, ``public`` or ``organization``.
+        open_in: ``slim-window`` or ``tab``.
+        healthcheck_url: Asked by the agent; empty: no health check.
+        healthcheck_interval: Seconds.
+        healthcheck_threshold: Failures that make it unhealthy.
+    """
+
+    slug: str
+    display_name: str = ""
+    command: str = ""
+    url: str = ""
+    icon: str = ""
+    group: str = ""
+    order: int = 0
+    external: bool = False
+    hidden: bool = False
+    subdomain: bool = False
+    share: str = "owner"
+    open_in: str = "slim-window"
+    healthcheck_url: str = ""
+    healthcheck_interval: int = 0
+    healthcheck_threshold: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An app of an agent.
+
+    Attributes:
+        id: Its own.
+        agent_id: Where it runs.
+        settings: What it was made with.
+        health: As the agent last said.
+    """
+
+    id: UUID
+    agent_id: UUID
+    settings: NewApp
+    health: AppHealth
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One of an agent's own metrics: ``kind`` is ``counter`` or ``gauge``."""
+
+    name: str
+    kind: str
+    value: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What UpdateStats reports: traffic since the last report, and sessions.
+
+    Attributes:
+        reported_at: When it came, by the server's clock.
+        connections_by_proto: Connections by protocol.
+        connection_count: All of them.
+        connection_median_latency: Milliseconds; negative if unknown.
+        rx_packets: Since the last report.
+        rx_bytes: Since the last report.
+        tx_packets: Since the last report.
+        tx_bytes: Since the last report.
+        session_counts: Sessions by kind: ``vscode``, ``ssh``, ...
+        metrics: The agent's own.
+    """
+
+    reported_at: datetime
+    connections_by_proto: Mapping[str, int] = field(default_factory=dict)
+    connection_count: int = 0
+    connection_median_latency: float = -1.0
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    tx_packets: int = 0
+    tx_bytes: int = 0
+    session_counts: Mapping[str, int] = field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+
+
+class LogLevel(enum.StrEnum):
+    """Number n of the protocol is the n-th member."""
+
+    TRACE = "trace"
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line of output of a script."""
+
+    created_at: datetime
+    level: LogLevel
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLogLine:
+    """A line of output, and which log source of the agent it came from."""
+
+    source_id: UUID
+    line: LogLine
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataResult:
+    """What a metadata script gave.
+
+    Attributes:
+        key: Which script.
+        collected_at: When.
+        age: Seconds between the script's run and the report.
+        value: Its output; cut at MAX_METADATA_VALUE_SIZE.
+        error: Why there is none; cut likewise.
+    """
+
+    key: str
+    collected_at: datetime
+    age: int = 0
+    value: str = ""
+    error: str = ""
+
+
+class ConnectionAction(enum.StrEnum):
+    """Number n of the protocol is the n-th member."""
+
+    CONNECT = "connect"
+    DISCONNECT = "disconnect"
+
+
+class ConnectionKind(enum.StrEnum):
+    """Number n of the protocol is member n, from 0."""
+
+    UNSPECIFIED = "unspecified"
+    SSH = "ssh"
+    VSCODE = "vscode"
+    JETBRAINS = "jetbrains"
+    RECONNECTING_PTY = "reconnecting_pty"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionReport:
+    """What ReportConnection reports: a session began or ended.
+
+    Attributes:
+        connection_id: The same for both ends of a session.
+        action: Which of the two.
+        kind: What connected.
+        at: When, by the agent's clock.
+        ip: Where from, maybe empty.
+        status_code: How it ended.
+        reason: Why it ended, maybe empty.
+    """
+
+    connection_id: UUID
+    action: ConnectionAction
+    kind: ConnectionKind
+    at: datetime
+    ip: str = ""
+    status_code: int = 0
+    reason: str = ""
+
+
+class ScriptStage(enum.StrEnum):
+    """Number n of the protocol is member n, from 0."""
+
+    START = "start"
+    STOP = "stop"
+    CRON = "cron"
+
+
+class ScriptStatus(enum.StrEnum):
+    """Number n of the protocol is member n, from 0."""
+
+    OK = "ok"
+    EXIT_FAILURE = "exit_failure"
+    TIMED_OUT = "timed_out"
+    PIPES_LEFT_OPEN = "pipes_left_open"
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptTiming:
+    """What ScriptCompleted reports."""
+
+    script_id: UUID
+    started_at: datetime
+    ended_at: datetime
+    exit_code: int
+    stage: ScriptStage
+    status: ScriptStatus
+
+
+class AppStatusState(enum.StrEnum):
+    """Number n of the protocol is member n, from 0."""
+
+    WORKING = "working"
+    IDLE = "idle"
+    COMPLETE = "complete"
+    FAILURE = "failure"
+
+
+@dataclass(frozen=True, slots=True)
+class AppStatus:
+    """What UpdateAppStatus reports: how far an app's task is."""
+
+    slug: str
+    state: AppStatusState
+    message: str
+    uri: str
+    reported_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """Bytes used of a volume."""
+
+    volume: str
+    used: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceUsage:
+    """A datapoint of PushResourcesMonitoringUsage.
+
+    Attributes:
+        collected_at: When.
+        memory_used: Bytes, None if not monitored.
+        memory_total: Bytes, None if not monitored.
+        volumes: Those that are monitored.
+    """
+
+    collected_at: datetime
+    memory_used: int | None = None
+    memory_total: int | None = None
+    volumes: tuple[DiskUsage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReports:
+    """All that the store keeps of what an agent reported, oldest first.
+
+    Attributes:
+        logs: Its output.
+        logs_size: Bytes of it.
+        logs_overflowed: It wanted to say more than MAX_LOG_SIZE.
+        stats: The last MAX_STATS.
+        metadata: The newest result of each key.
+        connections: The last MAX_CONNECTION_REPORTS.
+        script_timings: The last MAX_SCRIPT_TIMINGS.
+        apps: Its apps and their health.
+        app_statuses: The last MAX_APP_STATUSES.
+        resource_usages: The last MAX_RESOURCE_USAGES.
+    """
+
+    logs: Sequence[StoredLogLine]
+    logs_size: int
+    logs_overflowed: bool
+    stats: Sequence[Stats]
+    metadata: Sequence[MetadataResult]
+    connections: Sequence[ConnectionReport]
+    script_timings: Sequence[ScriptTiming]
+    apps: Sequence[App]
+    app_statuses: Sequence[AppStatus]
+    resource_usages: Sequence[ResourceUsage]
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key that the server signs with, such as that of resume tokens.
+
+    Attributes:
+        id: The ``kid`` of what it signed.
+        purpose: What it is for, such as ``resume-token``.
+        secret: Its bytes.
+        created_at: When.
+    """
+
+    id: str
+    purpose: str
+    secret: bytes = field(repr=False)
+    created_at: datetime

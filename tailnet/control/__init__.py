@@ -1,0 +1,1 @@
+"""The control protocol's transport: yamux and dRPC, for both ends."""
