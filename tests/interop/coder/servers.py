@@ -119,6 +119,7 @@ async def open_server(
     block_direct: bool = False,
     force_websockets: bool = False,
     agents: int = 1,
+    flags: Sequence[str] = (),
     wrapper: Sequence[str | Path] = (),
 ) -> AsyncIterator[Server]:
     """Run a server while the block runs.
@@ -133,6 +134,7 @@ async def open_server(
         block_direct: It tells everybody to have no direct paths.
         force_websockets: It tells everybody to use DERP over websockets.
         agents: Number of workspaces, each with one agent.
+        flags: Further ones of the program.
         wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +147,7 @@ async def open_server(
             *("--agents", str(agents)),
             *(["--block-direct"] if block_direct else []),
             *(["--force-websockets"] if force_websockets else []),
+            *flags,
             wrapper=wrapper,
         )
     else:
@@ -154,6 +157,7 @@ async def open_server(
             *("--access-url", url),
             *(["--block-direct-connections"] if block_direct else []),
             *(["--derp-force-websockets"] if force_websockets else []),
+            *flags,
             agents=agents,
             wrapper=wrapper,
         )
@@ -229,7 +233,7 @@ async def _open_ours(
     data = folder / "data"
     async with open_program(
         *wrapper,
-        *(sys.executable, "-m", "tailnet.cli.main", "serve"),
+        *(sys.executable, "-m", "tailnet", "serve"),
         *flags,
         *("--data-dir", data),
         log_file=folder / "serve.log",
@@ -270,11 +274,11 @@ class _Operator:
     async def add_workspace(self, name: str) -> Agent:
         workspace = await self.make(
             f"workspace-{name}",
-            *("workspace", "create", name, "--owner", "owner"),
+            *("workspace", "create", f"owner/{name}"),
         )
         agent = await self.make(
             f"agent-{name}",
-            *("agent", "create", "main", "--workspace", f"owner/{name}"),
+            *("agent", "create", f"owner/{name}/main"),
         )
         return Agent(agent["id"], agent["token"], workspace["id"], name)
 
@@ -292,7 +296,7 @@ class _Operator:
         runs = self.folder / "operator"
         runs.mkdir(exist_ok=True)
         done = await run_program(
-            *(sys.executable, "-m", "tailnet.cli.main", *command),
+            *(sys.executable, "-m", "tailnet", *command),
             *("-o", "json", "--data-dir", self.data),
             folder=runs,
             timeout=30,
