@@ -1,9 +1,6 @@
 """The relay as a whole: its rooms, their tasks, and how they start and stop.
 
-Three nurseries, from the inside out: *acceptors* take connections in,
-*sessions* shake hands with them, *services* carry packets. A graceful stop
-ends them in that order: nobody new, then nobody half-way, then what is queued
-is delivered and the switch closes.
+Its settings, its ports (``ports.py`` runs them), and what is behind them.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from socket import socket
@@ -23,24 +19,22 @@ import trio
 from relay.config import ListenAddress, Settings
 from relay.derp.pure_switch import PureSwitch
 from relay.derp.session import Admission, DerpService
-from relay.derp.switch import ConnectionClosed, Limits, Switch
+from relay.derp.switch import Limits, Switch
 from relay.front.application import application
 from relay.front.certificates import Certificates
 from relay.front.listeners import (
     AcceptLimiter,
     TcpOptions,
-    accept_forever,
     open_listener,
 )
 from relay.front.router import Front
 from relay.keyfile import find_key_file, load_or_create_key
-from relay.memory import HeapTrimmer
 from relay.pages.access import DebugAccess
 from relay.pages.bootstrap_dns import BootstrapDns
 from relay.pages.metrics import Metrics
 from relay.pages.site import Site
+from relay.ports import Port, open_ports
 from relay.stun import StunStatistics, open_stun_socket, serve_stun
-from tailnet.errors import ConfigError
 from tailnet.keys import NodePrivate
 
 __all__ = ("Relay", "open_relay")
@@ -89,12 +83,7 @@ class Relay:
     def reload(self) -> None:
         """Read the certificate again; connections that exist keep theirs."""
         if self.certificates is not None:
-            try:
-                self.certificates.reload()
-            except (ConfigError, OSError) as exc:
-                log.error("the old certificate stays in use", reason=str(exc))
-            else:
-                log.info("certificate reloaded", expires=self.certificates.expires)
+            self.certificates.reload_or_log()
 
 
 @asynccontextmanager
@@ -154,31 +143,19 @@ async def _run_relay(
         if settings.stun is not None:
             stun = open_stun_socket(settings.stun.host, settings.stun.port)
             _note_address(relay, sockets, "stun", stun)
-        async with trio.open_nursery() as services:
-            services.start_soon(relay.switch.run)
-            services.start_soon(_watch_events, relay.switch)
+        # derper limits accepts on its TLS port alone.
+        limiter = relay.limiter if settings.serve_tls else None
+        ports = [Port(main, relay.front, limiter)]
+        if helper is not None:
+            front = Front(pages=application(site.answer_helper), derp=None)
+            ports.append(Port(helper, front))
+        async with open_ports(
+            ports, relay.switch, settings.drain_timeout, relay.stop
+        ) as services:
             services.start_soon(dns.run)
             if stun is not None:
                 services.start_soon(serve_stun, stun, relay.stun)
-            async with (
-                trio.open_nursery() as sessions,
-                trio.open_nursery() as acceptors,
-            ):
-                # derper limits accepts on its TLS port alone.
-                limiter = relay.limiter if settings.serve_tls else None
-                accept = partial(accept_forever, limiter=limiter)
-                acceptors.start_soon(accept, main, relay.front.serve, sessions)
-                if helper is not None:
-                    front = Front(pages=application(site.answer_helper), derp=None)
-                    acceptors.start_soon(accept_forever, helper, front.serve, sessions)
-                yield relay
-                relay.stop()
-                acceptors.cancel_scope.cancel()
-                end = trio.current_time() + settings.drain_timeout
-                sessions.cancel_scope.deadline = end
-            with trio.move_on_at(end):
-                await relay.switch.wait_flushed()
-            services.cancel_scope.cancel()
+            yield relay
 
 
 def _build(settings: Settings, admission: Sequence[Admission]) -> Relay:
@@ -260,13 +237,3 @@ def _note_address(relay: Relay, sockets: ExitStack, name: str, sock: socket) -> 
     sockets.callback(sock.close)
     host, port = sock.getsockname()[:2]
     relay.addresses[name] = (host, port)
-
-
-async def _watch_events(switch: Switch) -> None:
-    trimmer = HeapTrimmer()
-    while True:
-        for event in await switch.wait_events():
-            if isinstance(event, ConnectionClosed):
-                note = log.info if event.by_fault else log.debug
-                note("client left", key=event.key.short, reason=event.reason)
-                trimmer.note_connections(event.remaining)

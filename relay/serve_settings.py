@@ -25,8 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
 from relay.addresses import ListenAddress
 from relay.config import LogFormat, SwitchChoice, memory_bytes
 from relay.derpmaps.build import (
@@ -38,6 +36,7 @@ from relay.derpmaps.build import (
 )
 from relay.flags import Flag, Kind, quote
 from relay.given import Given
+from relay.store.location import default_data_dir
 from tailnet.derp.derpmap import MAX_REGION_ID
 from tailnet.errors import ConfigError, DERPMapError
 
@@ -46,7 +45,6 @@ __all__ = (
     "SERVE_FLAGS",
     "DerpAdmission",
     "ServeSettings",
-    "default_data_dir",
     "environment_variables",
     "load_serve_settings",
     "read_verify_token",
@@ -350,11 +348,6 @@ def _reachable_host(host: str) -> str:
     if not _is_every_interface(host):
         return host
     return "::1" if ":" in host else "127.0.0.1"
-
-
-def default_data_dir() -> Path:
-    """The directory for state if no other is named."""
-    return platformdirs.user_data_path("tailnet", appauthor=False)
 
 
 def environment_variables(name: str) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ The meta certificate (``derpserver.go``, ``initMetacert``) goes at the end of
 every chain. It is signed by nobody who matters: its common name tells clients
 the relay's key before the first byte of HTTP, which saves them a round trip.
 
-API: :meth:`Certificates.load` at start, :meth:`Certificates.current` for each
-connection, :meth:`Certificates.reload` when told that the files have changed.
+API: :meth:`Certificates.load` or ``from_files`` at start,
+:meth:`Certificates.current` for each connection, :meth:`Certificates.reload`
+when told that the files have changed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Final, Self
 
 import msgspec
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -46,6 +48,8 @@ __all__ = (
     "make_meta_certificate",
     "make_self_signed_certificate",
 )
+
+log = structlog.get_logger("relay")
 
 # A client looks at the name alone, never at these dates; Windows wants some.
 META_LIFETIME: Final = dt.timedelta(days=30)
@@ -64,12 +68,13 @@ class Certificates:
     """What the TLS port presents, kept up to date with its files."""
 
     def __init__(
-        self, cert_dir: Path, hostname: str, relay_key: NodePublic, loaded: _Loaded
+        self, certificate: Path, key: Path, hostname: str | None, relay_key: NodePublic
     ) -> None:
-        self._cert_dir = cert_dir
+        self._certificate = certificate
+        self._key = key
         self._hostname = hostname
         self._relay_key = relay_key
-        self._loaded = loaded
+        self._loaded = _load(certificate, key, hostname, relay_key)
 
     @classmethod
     def load(cls, cert_dir: Path, hostname: str, relay_key: NodePublic) -> Self:
@@ -86,8 +91,21 @@ class Certificates:
         certificate, key = _paths(cert_dir, hostname)
         if _ip(hostname) is not None and not (certificate.exists() and key.exists()):
             _write_self_signed(certificate, key, hostname)
-        loaded = _load(certificate, key, hostname, relay_key)
-        return cls(cert_dir, hostname, relay_key, loaded)
+        return cls(certificate, key, hostname, relay_key)
+
+    @classmethod
+    def from_files(cls, certificate: Path, key: Path, relay_key: NodePublic) -> Self:
+        """Read a certificate that is for whatever names it says.
+
+        Args:
+            certificate: PEM, the chain in it.
+            key: PEM.
+            relay_key: What the meta certificate tells.
+
+        Raises:
+            ConfigError: The files are missing or broken.
+        """
+        return cls(certificate, key, None, relay_key)
 
     def current(self) -> ssl.SSLContext:
         """The context for a connection that is accepted now."""
@@ -100,8 +118,18 @@ class Certificates:
             ConfigError: They are missing, broken, or for another name. The
                 certificate in use stays.
         """
-        certificate, key = _paths(self._cert_dir, self._hostname)
-        self._loaded = _load(certificate, key, self._hostname, self._relay_key)
+        self._loaded = _load(
+            self._certificate, self._key, self._hostname, self._relay_key
+        )
+
+    def reload_or_log(self) -> None:
+        """The same for a program that goes on whatever the files are."""
+        try:
+            self.reload()
+        except (ConfigError, OSError) as exc:
+            log.error("the old certificate stays in use", reason=str(exc))
+        else:
+            log.info("certificate reloaded", expires=self.expires)
 
     @property
     def expires(self) -> dt.datetime:
@@ -115,7 +143,7 @@ class Certificates:
         None unless the host name is an IP address: derper logs this JSON in
         that case alone.
         """
-        if _ip(self._hostname) is None:
+        if self._hostname is None or _ip(self._hostname) is None:
             return None
         der = self._loaded.leaf.public_bytes(serialization.Encoding.DER)
         node = {
@@ -263,7 +291,7 @@ def _write_self_signed(certificate: Path, key: Path, hostname: str) -> None:
 
 
 def _load(
-    certificate: Path, key: Path, hostname: str, relay_key: NodePublic
+    certificate: Path, key: Path, hostname: str | None, relay_key: NodePublic
 ) -> _Loaded:
     try:
         chain = certificate.read_bytes()
@@ -282,7 +310,7 @@ def _load(
             f"{certificate} holds no certificate that can be used: "
             f"{str(exc) or type(exc).__name__}"
         ) from exc
-    if not _is_valid_for(names, hostname):
+    if hostname is not None and not _is_valid_for(names, hostname):
         raise ConfigError(
             f"the certificate {certificate} is not valid for {hostname!r}: "
             "the name is not among its subject alternative names"
@@ -347,7 +375,7 @@ def _is_valid_for(names: list[x509.GeneralName], hostname: str) -> bool:
     return False
 
 
-def _make_context(hostname: str) -> ssl.SSLContext:
+def _make_context(hostname: str | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # derper's HTTP server offers h2 too; on h2 there is no Upgrade.
@@ -362,7 +390,7 @@ def _make_context(hostname: str) -> ssl.SSLContext:
     # OpenSSL's own order would make all of them do AES-256.
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.options |= ssl.OP_NO_RENEGOTIATION
-    if _ip(hostname) is None:
+    if hostname is not None and _ip(hostname) is None:
         wanted = hostname.lower()
 
         def check_name(

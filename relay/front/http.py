@@ -156,6 +156,14 @@ class HttpReader:
             body=body,
         )
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a request has come yet."""
+        return (
+            self._connection.their_state is h11.IDLE
+            and not self._connection.trailing_data[0]
+        )
+
     def take_rest(self) -> bytes:
         """Bytes behind the request, for the protocol that follows it."""
         return bytes(self._connection.trailing_data[0])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import ssl
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from socket import socket
 from typing import Final
 
@@ -94,6 +95,14 @@ class Front:
     pages: Application = _no_page
     tls_context: Callable[[], ssl.SSLContext] | None = None
     statistics: FrontStatistics = field(default_factory=FrontStatistics)
+    _is_draining: bool = False
+    _idle: set[trio.CancelScope] = field(default_factory=set)
+
+    def drain(self) -> None:
+        """Let requests finish, and hang up on who is between two of them."""
+        self._is_draining = True
+        for scope in self._idle:
+            scope.cancel()
 
     async def serve(self, sock: socket) -> None:
         """Serve one accepted connection; never raises for what it does.
@@ -108,7 +117,10 @@ class Front:
         try:
             with trio.move_on_after(HANDSHAKE_TIMEOUT) as deadline:
                 await wire.start_tls()
-                await self._serve_requests(wire, remote, deadline)
+                talk = await self._serve_requests(wire, remote, deadline)
+                if talk is not None:
+                    deadline.deadline = math.inf
+                    await talk()
         except TlsError as exc:
             self.statistics.tls_failures += 1
             if exc.args == ("HTTP_REQUEST",):
@@ -124,13 +136,19 @@ class Front:
 
     async def _serve_requests(
         self, wire: Wire, remote: tuple[str, int] | None, deadline: trio.CancelScope
-    ) -> None:
+    ) -> Callable[[], Awaitable[None]] | None:
+        """Serve requests until there are no more, or one takes over.
+
+        Returns:
+            What took over, for the caller to run: a conversation of hours
+            should not keep the parser of its request.
+        """
         reader = HttpReader()
         first = True
         version = None if wire.tls is None else wire.tls.version
         while True:
             try:
-                head = await _next_request(wire, reader)
+                head = await self._next_request(wire, reader)
                 request = (
                     None
                     if head is None
@@ -140,9 +158,9 @@ class Front:
                 log.debug("bad request", remote=remote, reason=str(exc))
                 await wire.send(exc.answer())
                 await wire.linger()
-                return
+                return None
             if head is None or request is None:
-                return
+                return None
             if version is not None:
                 counts = self.statistics.requests_by_tls
                 counts[version] = counts.get(version, 0) + 1
@@ -155,9 +173,7 @@ class Front:
             ):
                 answer = await self.pages(request)
                 if isinstance(answer, Takeover):
-                    deadline.deadline = math.inf
-                    await answer.serve(wire, reader.take_rest())
-                    return
+                    return partial(answer.serve, wire, reader.take_rest())
                 response = answer
             elif (
                 upgrade.kind is UpgradeKind.WEBSOCKET
@@ -171,8 +187,10 @@ class Front:
                 if not first:  # the deadline was that of an idle one
                     deadline.deadline = trio.current_time() + HANDSHAKE_TIMEOUT
                 await _serve_derp(derp, wire, reader, head, upgrade, remote)
-                return
-            keep_alive = head.keep_alive and not response.close
+                return None
+            keep_alive = (
+                head.keep_alive and not response.close and not self._is_draining
+            )
             await wire.send(
                 encode_answer(
                     response.status,
@@ -183,10 +201,28 @@ class Front:
                 )
             )
             if not keep_alive:
-                return
+                return None
             first = False
             reader.next_cycle()
             deadline.deadline = trio.current_time() + IDLE_TIMEOUT
+
+    async def _next_request(self, wire: Wire, reader: HttpReader) -> HttpRequest | None:
+        while True:
+            head = reader.next_request()
+            if head is not None:
+                return head
+            with trio.CancelScope() as idle:
+                if reader.is_idle:
+                    if self._is_draining:
+                        return None
+                    self._idle.add(idle)
+                try:
+                    data = await wire.receive()
+                finally:
+                    self._idle.discard(idle)
+            if idle.cancelled_caught or not data:
+                return None
+            reader.receive_data(data)
 
 
 def _judge_websocket(head: HttpRequest) -> WebsocketAnswer:
@@ -220,17 +256,6 @@ async def _serve_derp(
         not_ideal=bool(upgrade.ideal_node),
         websocket=websocket,
     )
-
-
-async def _next_request(wire: Wire, reader: HttpReader) -> HttpRequest | None:
-    while True:
-        head = reader.next_request()
-        if head is not None:
-            return head
-        data = await wire.receive()
-        if not data:
-            return None
-        reader.receive_data(data)
 
 
 def _to_request(

@@ -18,13 +18,14 @@ import enum
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from tailnet.errors import InvalidRecordError
 
 __all__ = (
+    "CONNECTED_FOR",
     "MAX_APP_STATUSES",
     "MAX_CONNECTION_REPORTS",
     "MAX_LOG_SIZE",
@@ -46,6 +47,7 @@ __all__ = (
     "ConnectionAction",
     "ConnectionKind",
     "ConnectionReport",
+    "ConnectionStatus",
     "DiskUsage",
     "Lifecycle",
     "LifecycleState",
@@ -68,14 +70,14 @@ __all__ = (
     "Workspace",
     "WorkspaceAgents",
     "check_name",
+    "connection_status",
 )
 
 # codersdk/name.go NameValid.
 MAX_NAME_LEN: Final = 32
 _NAME: Final = re.compile(r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*")
-# The first two as in NameValid; the last stands for "whoever asks" in paths
-# of the API (/api/v2/users/me).
-_RESERVED_NAMES: Final = frozenset({"new", "create", "me"})
+# As in NameValid: they are words of paths.
+_RESERVED_NAMES: Final = frozenset({"new", "create"})
 
 # Bytes of log output of one agent; Coder's check max_logs_length.
 MAX_LOG_SIZE: Final = 1 << 20
@@ -108,7 +110,7 @@ def check_name(kind: str, name: str) -> None:
             f"{name!r} is no name for {kind}: a name has 1 to {MAX_NAME_LEN} letters "
             "and digits (ASCII), with single hyphens between them"
         )
-    if name.lower() in _RESERVED_NAMES:
+    if name in _RESERVED_NAMES:
         raise InvalidRecordError(f"{name!r} is no name for {kind}: it is reserved")
 
 
@@ -240,8 +242,7 @@ class Agent:
         display_apps: Which built-in apps to show, by Coder's words.
         first_connected_at: None: it never was.
         last_connected_at: When it was last known to be there.
-        disconnected_at: When it was last seen to go. The agent is connected if
-            this is None or before ``last_connected_at``.
+        disconnected_at: When it was last seen to go; see connection_status.
         lifecycle: Its last report, None before the first.
         startup: Its last report, None before the first.
     """
@@ -260,6 +261,34 @@ class Agent:
     disconnected_at: datetime | None = None
     lifecycle: Lifecycle | None = None
     startup: Startup | None = None
+
+
+class ConnectionStatus(enum.StrEnum):
+    """Whether an agent is there, in the words of Coder's REST API."""
+
+    CONNECTING = "connecting"  # it never was
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+
+
+# How long an agent counts as connected after it was last known to be there.
+# A server that was killed could not write down that it left.
+CONNECTED_FOR: Final = timedelta(seconds=60)
+
+
+def connection_status(agent: Agent, now: datetime) -> ConnectionStatus:
+    """Whether the agent is there, as far as the store knows.
+
+    Coder's rule (``database.WorkspaceAgent.Status``), less its timeout of the
+    first connection: agents here are made before anything runs.
+    """
+    seen = agent.last_connected_at
+    if seen is None:
+        return ConnectionStatus.CONNECTING
+    gone = agent.disconnected_at
+    if (gone is not None and gone > seen) or now - seen > CONNECTED_FOR:
+        return ConnectionStatus.DISCONNECTED
+    return ConnectionStatus.CONNECTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ __all__ = (
     "add_script_timing",
     "add_stats",
     "all_reports",
+    "list_apps",
     "save_app_health",
     "save_connected",
     "save_disconnected",
@@ -181,7 +182,6 @@ def save_metadata(
         sa.select(table.c.key)
         .where(mine)
         .order_by(table.c.collected_at.desc(), table.c.key)
-        .limit(-1 if connection.dialect.name == "sqlite" else None)
         .offset(MAX_METADATA_KEYS)
     )
     connection.execute(table.delete().where(mine, table.c.key.in_(too_old)))
@@ -350,7 +350,7 @@ def all_reports(connection: sa.Connection, agent_id: UUID) -> AgentReports | Non
         metadata=_metadata_of(connection, agent_id),
         connections=_last(connection, agent_id, CONNECTION, ConnectionReport),
         script_timings=_last(connection, agent_id, SCRIPT_TIMING, ScriptTiming),
-        apps=_apps_of(connection, agent_id),
+        apps=list_apps(connection, agent_id),
         app_statuses=_last(connection, agent_id, APP_STATUS, AppStatus),
         resource_usages=_last(connection, agent_id, RESOURCE_USAGE, ResourceUsage),
     )
@@ -389,7 +389,8 @@ def _metadata_of(connection: sa.Connection, agent_id: UUID) -> list[MetadataResu
     ]
 
 
-def _apps_of(connection: sa.Connection, agent_id: UUID) -> list[App]:
+def list_apps(connection: sa.Connection, agent_id: UUID) -> list[App]:
+    """See Store.list_apps."""
     query = apps.select().where(apps.c.agent_id == agent_id).order_by(apps.c.slug)
     return [
         App(

@@ -26,6 +26,7 @@ from relay.store.model import (
     AgentIdentity,
     AgentReports,
     ApiKey,
+    App,
     AppHealth,
     AppStatus,
     ConnectionReport,
@@ -275,6 +276,10 @@ class SqlStore(Store):
     async def list_sub_agents(self, parent_id: UUID) -> list[Agent]:
         """See Store."""
         return await self._database.read(agents.list_sub_agents, parent_id)
+
+    async def list_apps(self, agent_id: UUID) -> list[App]:
+        """See Store."""
+        return await self._database.read(reports.list_apps, agent_id)
 
     async def delete_agent(self, agent_id: UUID) -> None:
         """See Store."""

@@ -25,6 +25,7 @@ from relay.store.model import (
     AgentIdentity,
     AgentReports,
     ApiKey,
+    App,
     AppHealth,
     AppStatus,
     ConnectionReport,
@@ -228,6 +229,9 @@ class Store(Protocol):
     async def list_sub_agents(self, parent_id: UUID) -> list[Agent]:
         """The sub-agents of an agent, by name."""
 
+    async def list_apps(self, agent_id: UUID) -> list[App]:
+        """The apps of an agent, by slug; none if there is no such agent."""
+
     async def delete_agent(self, agent_id: UUID) -> None:
         """Delete an agent, its sub-agents and all that they reported.
 
@@ -247,7 +251,8 @@ class Store(Protocol):
     async def save_connected(self, agent_id: UUID, at: datetime) -> None:
         """The agent is there: sets ``last_connected_at``, and the first time too.
 
-        Called when it connects, and now and then while it stays.
+        Called when it connects, and again while it stays, more often than
+        every CONNECTED_FOR.
         """
 
     async def save_disconnected(self, agent_id: UUID, at: datetime) -> None:

@@ -56,6 +56,9 @@ def create_user(
 ) -> User:
     """See Store.create_user."""
     check_name("a user", username)
+    if username.lower() == "me":
+        # In paths of the API it stands for whoever asks: /api/v2/users/me.
+        raise InvalidRecordError(f"{username!r} is no name for a user: it is reserved")
     if (taken := find_user(connection, username)) is not None:
         raise AlreadyExistsError(f"there is a user {taken.username!r} already")
     user = User(uuid4(), username, is_admin, now)

@@ -11,7 +11,7 @@ import trio
 from tailnet.control.calls import Call
 from tailnet.control.drpc_stream import CallState
 from tailnet.control.link import Link
-from tailnet.control.session import CLOSE_TIMEOUT, Session, SessionEnd
+from tailnet.control.session import Session, SessionEnd
 from tailnet.control.yamux import Role
 from tailnet.errors import NotConnectedError, RpcError
 
@@ -201,11 +201,11 @@ async def open_rpc_client(
         ping_interval: Seconds between the server's answer and the next ping;
             30 if None.
     """
-    session: Session = Session(link, Role.CLIENT, ping_interval=ping_interval)
     raised: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_run, session, nursery)
+            session = Session(link, Role.CLIENT, nursery, ping_interval=ping_interval)
+            nursery.start_soon(session.run)
             try:
                 yield RpcClient(session)
             except BaseException as exc:
@@ -213,8 +213,7 @@ async def open_rpc_client(
                 raise
             finally:
                 session.finish(SessionEnd())
-                with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                    await link.aclose()
+                await session.close()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # The session's own tasks raise nothing, so this is the block's own
@@ -222,7 +221,3 @@ async def open_rpc_client(
         if raised is not None and group.exceptions == (raised,):
             raise raised from raised.__cause__
         raise
-
-
-async def _run(session: Session, nursery: trio.Nursery) -> None:
-    await session.run(nursery)

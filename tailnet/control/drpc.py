@@ -59,6 +59,7 @@ _CONTROL: Final = 0x80
 _MAX_VARINT_LEN: Final = 10
 _UINT64: Final = 2**64 - 1
 _CODE_LEN: Final = 8
+_MAX_ERROR_LEN: Final = 8 << 10
 
 
 class Kind(enum.IntEnum):
@@ -269,8 +270,12 @@ def _read_varint(buffer: bytes | bytearray, position: int) -> tuple[int, int]:
 
 
 def encode_error(error: RpcError) -> bytes:
-    """The data of an Error packet: drpcwire ``error.go``."""
-    return error.code.to_bytes(_CODE_LEN, "big") + error.text.encode()
+    """The data of an Error packet: drpcwire ``error.go``.
+
+    A text that has grown beyond reason is cut.
+    """
+    text = error.text.encode("utf-8", "backslashreplace")[:_MAX_ERROR_LEN]
+    return error.code.to_bytes(_CODE_LEN, "big") + text
 
 
 def decode_error(data: bytes) -> RpcError:

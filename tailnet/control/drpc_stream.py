@@ -267,22 +267,11 @@ class DrpcStream:
         """Encode Error: the call is over. Empty if it is known to be."""
         return self._terminate(Kind.ERROR, encode_error(error))
 
-    def encode_cancel(self) -> bytes:
-        """Encode Cancel: nobody wants the answer. Empty if the call is over.
-
-        Coder drops the transport instead.
-        """
-        return self._terminate(Kind.CANCEL, control=True)
-
-    def _terminate(
-        self, kind: Kind, data: bytes = b"", *, control: bool = False
-    ) -> bytes:
+    def _terminate(self, kind: Kind, data: bytes = b"") -> bytes:
         if self.state is CallState.TERMINATED:
             return b""
         self._move(CallInput.TERMINATE)
-        return self._encode(kind, data, control=control)
+        return self._encode(kind, data)
 
-    def _encode(self, kind: Kind, data: bytes = b"", *, control: bool = False) -> bytes:
-        return encode_packet(
-            kind, self._stream_id, self._take_id(), data, control=control
-        )
+    def _encode(self, kind: Kind, data: bytes = b"") -> bytes:
+        return encode_packet(kind, self._stream_id, self._take_id(), data)

@@ -52,7 +52,7 @@ class Link(Protocol):
         ...
 
     async def flush(self) -> None:
-        """Write until nothing is kept.
+        """Write until nothing is kept. To cancel this loses nothing.
 
         Raises:
             OSError, trio.BrokenResourceError: The connection broke.
@@ -62,6 +62,10 @@ class Link(Protocol):
 
     async def aclose(self, code: int = CLOSE_NORMAL, reason: str = "") -> None:
         """Close; the code and reason are for the peer's websocket.
+
+        What is kept is sent before them, as far as the caller's deadline
+        allows. A websocket that has said Close already, on its own account or
+        in answer, says no other.
 
         Args:
             code: RFC 6455 7.4.1.

@@ -17,7 +17,7 @@ from tailnet.control.calls import Call
 from tailnet.control.drpc import UNIMPLEMENTED
 from tailnet.control.drpc_stream import CallState, Invoked
 from tailnet.control.link import CLOSE_INTERNAL_ERROR, Link
-from tailnet.control.session import CLOSE_TIMEOUT, Session
+from tailnet.control.session import Session
 from tailnet.control.yamux import MAX_STREAMS, Role, YamuxStream
 from tailnet.errors import ProtocolError, RpcError
 
@@ -197,25 +197,30 @@ async def serve_rpc(
         if handler is not None:
             nursery.start_soon(call.run, handler, name=call.method)
             return
-        log.info("rpc method unknown", **call.describe())
+        log.debug("rpc method unknown", **call.describe())
         text = _UNKNOWN_RPC.format(call.method)
         call.finish(RpcError(text, UNIMPLEMENTED))
 
-    session: Session = Session(
-        link,
-        Role.SERVER,
-        make_call=lambda session, stream: ServerCall(session, stream, start),
-        ping_interval=ping_interval,
-        max_streams=max_streams,
-        on_pong=on_pong,
-    )
     async with trio.open_nursery() as nursery:
+        session = Session(
+            link,
+            Role.SERVER,
+            nursery,
+            make_call=lambda session, stream: ServerCall(session, stream, start),
+            ping_interval=ping_interval,
+            max_streams=max_streams,
+            on_pong=on_pong,
+        )
         try:
-            await session.run(nursery)
+            await session.run()
         finally:
             end = session.end
             assert end is not None
             note = log.info if end.code == CLOSE_INTERNAL_ERROR else log.debug
-            note("rpc session ended", reason=end.reason, code=end.code)
-            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await link.aclose(end.code, end.close_reason)
+            note(
+                "rpc session ended",
+                reason=end.reason,
+                code=end.code,
+                refused_streams=session.refused_streams,
+            )
+            await session.close()

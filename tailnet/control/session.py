@@ -39,7 +39,6 @@ from tailnet.control.yamux import (
     YamuxConnection,
     YamuxStream,
 )
-from tailnet.control.yamux_frames import GoAwayCode
 from tailnet.errors import NotConnectedError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "CLOSE_TIMEOUT",
+    "MAX_FAILED_CALLS",
     "MAX_HELD_LEN",
     "MAX_UNREAD_CONTROL_LEN",
     "WRITE_TIMEOUT",
@@ -69,6 +69,9 @@ MAX_HELD_LEN: Final = 16 << 20
 # Ours: answers to the peer's frames (pongs, resets, credit) that it does not
 # read. Else a flood of pings would fill the memory.
 MAX_UNREAD_CONTROL_LEN: Final = 64 << 10
+
+# Ours: calls of one session that break dRPC, each of which is logged.
+MAX_FAILED_CALLS: Final = 16
 
 # Above this many bytes, ``wait_writable`` waits.
 _HIGH_WATER: Final = 64 << 10
@@ -99,6 +102,7 @@ class Session:
     Args:
         link: The connection; whoever runs the session closes it.
         role: Which end.
+        nursery: For the task that writes when the socket is full.
         make_call: Makes the call of a stream that the peer has opened.
         ping_interval: Seconds between an answer and the next ping; the usual
             ones if None.
@@ -118,6 +122,7 @@ class Session:
         self,
         link: Link,
         role: Role,
+        nursery: trio.Nursery,
         *,
         make_call: Callable[[Session, YamuxStream], Call] | None = None,
         ping_interval: float | None = None,
@@ -140,10 +145,11 @@ class Session:
             interval=PING_INTERVAL if ping_interval is None else ping_interval,
         )
         self._held = 0
+        self._failed_calls = 0
         self._unread_control = 0
-        self._nursery: trio.Nursery | None = None
+        self._nursery = nursery
         self._waiting: trio.CancelScope | None = None
-        self._writing = False
+        self._writing: trio.CancelScope | None = None
         # While the socket is full: when to look next whether it took anything,
         # and how much it had taken at the last look.
         self._stall_deadline = math.inf
@@ -151,16 +157,11 @@ class Session:
 
     # -- life ---------------------------------------------------------------
 
-    async def run(self, nursery: trio.Nursery) -> SessionEnd:
-        """Read until the session is over, however it ends.
+    async def run(self) -> None:
+        """Read until the session is over, however it ends; ``end`` says how.
 
-        Args:
-            nursery: For the task that writes when the socket is full.
-
-        Returns:
-            How it ended. The calls have been told.
+        On return the calls have been told.
         """
-        self._nursery = nursery
         try:
             while self.end is None:
                 await self._read_once()
@@ -170,8 +171,11 @@ class Session:
             for call in list(self.calls.values()):
                 call.handle_reset()
             self.calls.clear()
-        assert self.end is not None
-        return self.end
+
+    @property
+    def refused_streams(self) -> int:
+        """Streams of the peer's beyond the limit."""
+        return self._yamux.refused
 
     def finish(self, end: SessionEnd) -> None:
         """End the session; ``run`` returns soon. The first call counts."""
@@ -179,8 +183,18 @@ class Session:
             self.end = end
             self.ended.set()
             self.room.unpark_all()
-            if self._waiting is not None:
-                self._waiting.cancel()
+            for scope in (self._waiting, self._writing):
+                if scope is not None:
+                    scope.cancel()
+
+    async def close(self) -> None:
+        """Close the link of a session that is over, and say why."""
+        assert self.end is not None
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            # Two tasks must not write at once.
+            while self._writing is not None:
+                await self.room.park()
+            await self.link.aclose(self.end.code, self.end.close_reason)
 
     def _fail(self, reason: str) -> None:
         self.finish(SessionEnd(reason, CLOSE_INTERNAL_ERROR))
@@ -285,7 +299,7 @@ class Session:
             self.flush_control()
         self.handed += len(data)
         self.link.send_nowait(data)
-        if self.link.unsent and not self._writing:
+        if self.link.unsent and self._writing is None:
             self._start_writing()
 
     def flush_control(self) -> None:
@@ -302,23 +316,24 @@ class Session:
             self._fail("the peer floods and does not read the answers")
 
     def _start_writing(self) -> None:
-        if self._nursery is not None and self.end is None:
-            self._writing = True
+        if self.end is None:
+            self._writing = trio.CancelScope()
             self._watch_for_stall(self.handed - self.link.unsent)
             self._adjust_deadline()
-            self._nursery.start_soon(self._write)
+            self._nursery.start_soon(self._write, self._writing)
 
-    async def _write(self) -> None:
+    async def _write(self, scope: trio.CancelScope) -> None:
         """Write what the socket did not take at once."""
         try:
-            while self.link.unsent:
-                await self.link.flush()
+            with scope:
+                while self.link.unsent:
+                    await self.link.flush()
         except trio.ClosedResourceError:
             self.finish(SessionEnd())
         except (OSError, trio.BrokenResourceError) as exc:
             self._fail(f"the connection broke: {exc.__cause__ or exc}")
         finally:
-            self._writing = False
+            self._writing = None
             self._stall_deadline = math.inf
             self.room.unpark_all()
 
@@ -378,11 +393,10 @@ class Session:
 
     def fail_call(self, call: Call, exc: RemoteProtocolError) -> None:
         """The peer broke dRPC in one call: that ends it, and nothing else."""
+        self._failed_calls += 1
+        if self._failed_calls > MAX_FAILED_CALLS:
+            self._fail(f"{self._failed_calls} calls broke the protocol: {exc}")
+            return
         log.info("rpc call failed", reason=str(exc), **call.describe())
         self.reset_stream(call.stream)
         call.handle_reset()
-
-    def go_away(self) -> None:
-        """Take no new streams."""
-        self._yamux.send_go_away(GoAwayCode.NORMAL)
-        self.flush_control()

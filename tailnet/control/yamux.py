@@ -520,11 +520,6 @@ class YamuxConnection:
         """Ask the peer for a sign of life: a :class:`PongReceived`."""
         self._out.append(encode_header(FrameType.PING, SYN, 0, value))
 
-    def send_go_away(self, code: GoAwayCode) -> None:
-        """Tell the peer that no new streams are taken."""
-        self._max_streams = 0
-        self._out.append(encode_header(FrameType.GO_AWAY, 0, 0, code))
-
     # -- time ---------------------------------------------------------------
 
     def next_deadline(self) -> float | None:

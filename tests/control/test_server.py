@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 import structlog.testing
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tailnet.control.client import RpcClient, open_rpc_client
+from tailnet.control.drpc import Kind, Packet, encode_packet
 from tailnet.control.server import (
     CALL_GRACE,
     Handler,
@@ -20,16 +21,17 @@ from tailnet.control.server import (
     serve_rpc,
     unary,
 )
+from tailnet.control.yamux_frames import ACK, FIN
 from tailnet.errors import (
     LocalProtocolError,
-    NotConnectedError,
     RemoteProtocolError,
     RpcError,
 )
 from tests.control.memory_link import MemoryLink, link_pair
+from tests.control.raw_peer import RawPeer, raw_client, request
+from tests.control.recorded import frames
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
+METHOD = "/test.Test/Method"
 ECHO, COUNT, CHAT = "/test.Test/Echo", "/test.Test/Count", "/test.Test/Chat"
 
 
@@ -78,7 +80,7 @@ async def rig(
 # -- the three shapes -------------------------------------------------------
 
 
-async def test_unary() -> None:
+async def test_unary(autojump_clock: MockClock) -> None:
     async with rig() as r:
         assert await r.client.unary(ECHO, b"hello") == b"hello"
         assert await r.client.unary(ECHO, b"") == b""
@@ -88,7 +90,7 @@ async def test_unary() -> None:
     assert r.near.closed_with == r.far.closed_with == (1000, "")
 
 
-async def test_server_streaming() -> None:
+async def test_server_streaming(autojump_clock: MockClock) -> None:
     async with rig() as r, r.client.call(COUNT) as call:
         await call.send(b"1000")
         await call.close_send()
@@ -96,7 +98,7 @@ async def test_server_streaming() -> None:
         assert await call.receive() is None
 
 
-async def test_bidirectional() -> None:
+async def test_bidirectional(autojump_clock: MockClock) -> None:
     async with rig() as r, r.client.call(CHAT) as call:
         for word in (b"a", b"", b"b" * 300_000):
             await call.send(word)
@@ -105,7 +107,7 @@ async def test_bidirectional() -> None:
         assert await call.receive() is None
 
 
-async def test_calls_at_the_same_time() -> None:
+async def test_calls_at_the_same_time(autojump_clock: MockClock) -> None:
     async def one(client: RpcClient, number: int) -> None:
         assert await client.unary(ECHO, b"%d" % number) == b"%d" % number
         answered.append(number)
@@ -118,7 +120,7 @@ async def test_calls_at_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("size", [65_535, 65_536, 65_537, 4 << 20])
-async def test_large_messages(size: int) -> None:
+async def test_large_messages(autojump_clock: MockClock, size: int) -> None:
     message = bytes(i % 251 for i in range(1000)) * (size // 1000) + b"x" * (
         size % 1000
     )
@@ -126,7 +128,7 @@ async def test_large_messages(size: int) -> None:
         assert await r.client.unary(ECHO, message) == message
 
 
-async def test_too_large_messages() -> None:
+async def test_too_large_messages(autojump_clock: MockClock) -> None:
     async def large(call: ServerCall, request: bytes) -> bytes:
         return bytes((4 << 20) + 1)
 
@@ -137,7 +139,7 @@ async def test_too_large_messages() -> None:
             await r.client.unary(ECHO, b"")
 
 
-async def test_metadata() -> None:
+async def test_metadata(autojump_clock: MockClock) -> None:
     async def read(call: ServerCall, request: bytes) -> bytes:
         return call.metadata[request.decode()].encode()
 
@@ -146,7 +148,7 @@ async def test_metadata() -> None:
         assert await r.client.unary(ECHO, b"user", metadata=metadata) == b"alice"
 
 
-async def test_unknown_method() -> None:
+async def test_unknown_method(autojump_clock: MockClock) -> None:
     async with rig() as r:
         with pytest.raises(RpcError) as caught:
             await r.client.unary("/test.Test/No", b"x")
@@ -155,14 +157,193 @@ async def test_unknown_method() -> None:
         assert await r.client.unary(ECHO, b"goes on") == b"goes on"
 
 
-async def test_bug_in_a_handler_ends_only_its_call() -> None:
+async def test_bug_in_a_handler_ends_only_its_call(autojump_clock: MockClock) -> None:
     async def buggy(call: ServerCall, request: bytes) -> bytes:
         return [b"a"][len(request)]
 
     async with rig({**HANDLERS, COUNT: unary(buggy)}) as r:
-        with structlog.testing.capture_logs() as logs:
-            with pytest.raises(RpcError, match="^panic serving dRPC request$"):
-                await r.client.unary(COUNT, b"ab")
+        with (
+            structlog.testing.capture_logs() as logs,
+            pytest.raises(RpcError, match=r"^panic serving dRPC request$"),
+        ):
+            await r.client.unary(COUNT, b"ab")
         assert [entry["event"] for entry in logs] == ["rpc handler failed"]
         assert isinstance(logs[0]["exc_info"], IndexError)
         assert await r.client.unary(ECHO, b"x") == b"x"
+
+
+# -- what handlers can rely on ----------------------------------------------
+
+
+async def test_the_answer_and_close_send_are_one_write(
+    autojump_clock: MockClock,
+) -> None:
+    async with raw_client(HANDLERS) as peer:
+        peer.open(1, request(ECHO, b"hi"))
+        await peer.settle()
+        assert peer.link.peer.sends == 2  # the acknowledgement is the other
+        assert peer.received(1) == bytes.fromhex("05 01 01 02") + b"hi" + bytes.fromhex(
+            "0d 01 02 00"
+        )
+        # Go's client often says Close behind it.
+        peer.data(1, bytes.fromhex("0b 01 04 00"))
+        peer.fin(1)
+        await peer.settle()
+        assert peer.flags(1) == [ACK, FIN]
+
+
+async def test_unknown_method_is_acknowledged_first(autojump_clock: MockClock) -> None:
+    async with raw_client({}) as peer:
+        peer.open(1, request("/no", b"x"))
+        await peer.settle()
+        first, second = frames(bytes(peer.link.received))
+        assert first[0].flags == ACK
+        text = b'protocol error: unknown rpc: "/no"'
+        assert second[1] == bytes((7, 1, 1, 8 + len(text))) + bytes(7) + b"\x0c" + text
+
+
+@pytest.mark.parametrize(
+    ("done", "last"), [(True, Kind.CLOSE_SEND), (False, Kind.CLOSE)]
+)
+async def test_last_word_of_a_handler_that_returns(
+    done: bool, last: Kind, autojump_clock: MockClock
+) -> None:
+    async def handle(call: ServerCall) -> None:
+        await call.receive()
+        if call.metadata:
+            call.close()
+
+    async with raw_client({METHOD: handle}) as peer:
+        peer.open(1, request(METHOD, b"x", done=done))
+        await peer.settle()
+        assert peer.packets(1) == [Packet(1, 1, last, b"")]
+
+
+async def test_handler_that_closes(autojump_clock: MockClock) -> None:
+    async def handle(call: ServerCall) -> None:
+        await call.receive()
+        call.close()
+        call.send_nowait(b"unheard")
+        call.reply(b"unheard")
+        with pytest.raises(LocalProtocolError, match="behind the end"):
+            await call.send(b"unheard")
+
+    async with raw_client({METHOD: handle}) as peer:
+        peer.open(1, request(METHOD, b"x"))
+        await peer.settle()
+        assert peer.packets(1) == [Packet(1, 1, Kind.CLOSE, b"")]
+
+
+async def test_request_that_never_comes(autojump_clock: MockClock) -> None:
+    async with raw_client(HANDLERS) as peer:
+        peer.open(1, request(ECHO))
+        await peer.settle()
+        assert peer.packets(1) == [Packet(1, 1, Kind.ERROR, bytes(8) + b"EOF")]
+
+
+@pytest.mark.parametrize("end", ["fin", "rst", "close", "leave"])
+async def test_streaming_handler_is_cancelled_when_its_client_is_gone(
+    end: str, autojump_clock: MockClock
+) -> None:
+    """It has its request and waits for something to tell: nobody would wake it."""
+    ended: list[float] = []
+
+    async def handle(call: ServerCall) -> None:
+        await call.receive()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(trio.current_time())
+
+    async with raw_client({METHOD: handle}) as peer:
+        peer.open(1, request(METHOD, b"x"))
+        await peer.settle()
+        assert ended == []
+        match end:
+            case "close":
+                peer.data(1, encode_packet(Kind.CLOSE, 1, 4))
+            case "leave":
+                await peer.link.aclose()
+            case _:
+                getattr(peer, end)(1)
+        await peer.settle()
+        assert ended == [0.0]
+
+
+async def test_handler_that_still_receives_gets_some_time(
+    autojump_clock: MockClock,
+) -> None:
+    """The last message may be a goodbye that has to be handled."""
+    handled: list[object] = []
+
+    async def handle(call: ServerCall) -> None:
+        while (message := await call.receive()) is not None:
+            await trio.sleep(1.0)
+            handled.append(message)
+        handled.append(trio.current_time())
+        try:
+            await trio.sleep_forever()
+        finally:
+            handled.append(trio.current_time())
+
+    async with raw_client({METHOD: handle}) as peer:
+        peer.open(1, request(METHOD, b"1", b"2", done=False))
+        await peer.link.aclose()
+    assert handled == [b"1", b"2", 2.0, CALL_GRACE]
+    assert trio.current_time() == CALL_GRACE
+
+
+async def test_error_from_a_nursery_of_the_handler(autojump_clock: MockClock) -> None:
+    async def fail() -> None:
+        raise RpcError("from within", 3)
+
+    async def handle(call: ServerCall) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            await trio.sleep_forever()
+
+    async with rig({ECHO: handle}) as r:
+        with pytest.raises(RpcError, match="from within"):
+            await r.client.unary(ECHO, b"")
+
+
+async def test_protocol_errors_of_handlers_are_answers(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(call: ServerCall, message: bytes) -> bytes:
+        raise RemoteProtocolError("a message that is none")
+
+    with structlog.testing.capture_logs() as logs:
+        async with rig({ECHO: unary(handle)}) as r:
+            with pytest.raises(RpcError, match="a message that is none"):
+                await r.client.unary(ECHO, b"")
+    assert [e["event"] for e in logs] == ["rpc call failed", "rpc session ended"]
+
+
+async def test_one_message_to_many(autojump_clock: MockClock) -> None:
+    """What a coordinator does: the same bytes, sent by one task that never waits."""
+    calls: list[ServerCall] = []
+
+    async def handle(call: ServerCall) -> None:
+        calls.append(call)
+        while await call.receive() is not None:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        links = []
+        for _ in range(50):
+            near, far = link_pair()
+            links.append(near)
+            nursery.start_soon(serve_rpc, far, {METHOD: handle})
+            RawPeer(near).open(1, request(METHOD, done=False))
+        await trio.testing.wait_all_tasks_blocked()
+        tasks = len(nursery.child_tasks)
+        message = bytes(400)
+        for call in calls:
+            call.send_nowait(message)
+            assert call.backlog == 0
+        # It is there already, without any other task.
+        for near in links:
+            assert RawPeer(near).packets(1) == [Packet(1, 1, Kind.MESSAGE, message)]
+        assert len(nursery.child_tasks) == tasks
+        nursery.cancel_scope.cancel()

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import platformdirs
 import pytest
 from hypothesis import given, strategies as st
 
@@ -16,7 +15,6 @@ from relay.serve_settings import (
     SERVE_FLAGS,
     DerpAdmission,
     ServeSettings,
-    default_data_dir,
     environment_variables,
     load_serve_settings,
     read_verify_token,
@@ -91,7 +89,6 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.derp_map == MapOptions()
     assert not settings.block_direct
     assert settings.queue_total > 0
-    assert default_data_dir() == platformdirs.user_data_path("tailnet", appauthor=False)
 
 
 def test_all_flags(tmp_path: Path) -> None:

@@ -206,8 +206,8 @@ async def test_handshake_with_a_peer_without_tunnel_is_not_fatal(
             line["message"]["error"] for line in lines if line["event"] == "coordinate"
         ]
         text = f'ready for handshake error: you do not share a tunnel with "{other.id}"'
+        # The second answer shows that the first error was not fatal.
         assert texts == [text, text]
-        assert lines[-1]["event"] == "coordinate"
 
 
 async def test_unknown_call(kind: ServerKind, tmp_path: Path) -> None:

@@ -366,3 +366,19 @@ def test_every_way_of_being_broken_is_a_config_error(
     with pytest.raises(ConfigError, match="twice"):
         certificates.reload()
     assert certificates.current() is before
+
+
+def test_files_for_whatever_name(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "any.pem", tmp_path / "any.key"
+    authority = trustme.CA()
+    issued = authority.issue_cert("a.example.com", "b.example.com")
+    issued.private_key_pem.write_to_path(key)
+    for index, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(certificate, append=index > 0)
+    certificates = Certificates.from_files(certificate, key, KEY)
+    assert certificates.pin_snippet is None
+    first = certificates.current()
+    certificates.reload()
+    assert certificates.current() is not first
+    with pytest.raises(ConfigError, match="cannot read the certificate"):
+        Certificates.from_files(tmp_path / "none", key, KEY)

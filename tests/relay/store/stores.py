@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 
@@ -47,8 +49,19 @@ async def furnish(store: SqlStore, owner_name: str = "alice") -> House:
     return House(owner, key, workspace, agent)
 
 
+@cache
+def empty_database() -> bytes:
+    """The file of a new store. Most tests copy it: making it takes longer."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "tailnet.db"
+        with migrated_engine(path):
+            pass
+        return path.read_bytes()
+
+
 @asynccontextmanager
 async def furnished(path: Path) -> AsyncIterator[tuple[SqlStore, House]]:
+    (path / "tailnet.db").write_bytes(empty_database())
     async with open_store(path / "tailnet.db", threads=False, now=Clock()) as store:
         yield store, await furnish(store)
 

@@ -207,6 +207,20 @@ async def test_broken_database(tmp_path: Path) -> None:
     assert "\n" not in str(exc.value)
 
 
+async def test_full_disk(tmp_path: Path) -> None:
+    """As good as: SQLite stops at a number of pages that the test sets."""
+
+    def fill(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count=1")
+        connection.exec_driver_sql("CREATE TABLE large (bytes BLOB)")
+        connection.exec_driver_sql("INSERT INTO large VALUES (zeroblob(1000000))")
+
+    with database(tmp_path / "a.db") as opened:
+        with pytest.raises(StoreUnavailableError, match="full"):
+            await opened.change(fill)
+        assert await opened.read(revision) == 1
+
+
 async def test_race_for_a_unique_name(tmp_path: Path) -> None:
     with database(tmp_path / "a.db") as opened, pytest.raises(AlreadyExistsError):
         await opened.write(

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
-from uuid import UUID
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 
 from relay.store.model import (
+    CONNECTED_FOR,
+    Agent,
     AppHealth,
     ConnectionAction,
     ConnectionKind,
+    ConnectionStatus,
     LifecycleState,
     LogLevel,
     NewAgent,
@@ -16,12 +21,15 @@ from relay.store.model import (
     ScriptStatus,
     SigningKey,
     check_name,
+    connection_status,
 )
 from tailnet.errors import InvalidRecordError
-from tests.relay.store.stores import NOW, furnished
+from tests.relay.store.stores import NOW, SECOND, furnished
 
 
-@pytest.mark.parametrize("name", ["a", "7", "A-b-3", "x" * 32, "newer", "me-2", "0-0"])
+@pytest.mark.parametrize(
+    "name", ["a", "7", "A-b-3", "x" * 32, "newer", "New", "me", "0-0"]
+)
 def test_names_that_may_be(name: str) -> None:
     check_name("a user", name)
 
@@ -38,7 +46,7 @@ def test_names_that_break_the_rule(name: str) -> None:
     assert "\n" not in str(exc.value)
 
 
-@pytest.mark.parametrize("name", ["new", "Create", "me", "ME"])
+@pytest.mark.parametrize("name", ["new", "create"])
 def test_reserved_names(name: str) -> None:
     with pytest.raises(InvalidRecordError, match="reserved"):
         check_name("a user", name)
@@ -57,12 +65,25 @@ def test_members_are_in_the_order_of_the_protocol() -> None:
     assert [*ScriptStatus].index(ScriptStatus.PIPES_LEFT_OPEN) == 3
 
 
-async def test_secrets_do_not_show(tmp_path: object) -> None:
+def test_whether_an_agent_is_there() -> None:
+    agent = Agent(uuid4(), uuid4(), "main", None, NOW)
+    assert connection_status(agent, NOW) is ConnectionStatus.CONNECTING
+    agent = replace(agent, first_connected_at=NOW, last_connected_at=NOW)
+    latest = NOW + CONNECTED_FOR
+    assert connection_status(agent, latest) is ConnectionStatus.CONNECTED
+    # Its server was killed.
+    late = latest + SECOND / 1_000_000
+    assert connection_status(agent, late) is ConnectionStatus.DISCONNECTED
+    agent = replace(agent, disconnected_at=NOW + SECOND)
+    assert connection_status(agent, NOW + SECOND) is ConnectionStatus.DISCONNECTED
+    agent = replace(agent, last_connected_at=NOW + 2 * SECOND)
+    assert connection_status(agent, NOW + 2 * SECOND) is ConnectionStatus.CONNECTED
+
+
+async def test_secrets_do_not_show(tmp_path: Path) -> None:
     secret = SigningKey("kid", "resume-token", b"hidden", NOW)
     assert "hidden" not in repr(secret)
-    from pathlib import Path
-
-    async with furnished(Path(str(tmp_path))) as (_, house):
+    async with furnished(tmp_path) as (_, house):
         assert isinstance(house.key, NewApiKey)
         assert house.key.token.partition("-")[2] not in repr(house.key)
         assert isinstance(house.agent, NewAgent)

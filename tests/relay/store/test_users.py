@@ -41,6 +41,9 @@ async def test_names_are_unique_without_case_and_follow_the_rule(
             await store.create_user("ALICE")
         with pytest.raises(InvalidRecordError):
             await store.create_user("no good")
+        for name in ("me", "Me"):
+            with pytest.raises(InvalidRecordError, match="reserved"):
+                await store.create_user(name)
         assert len(await store.list_users()) == 1
 
 
