@@ -142,6 +142,7 @@ async def open_server(
     force_websockets: bool = False,
     agents: int = 1,
     tls: bool = False,
+    flags: Sequence[str] = (),
     wrapper: Sequence[str | Path] = (),
 ) -> AsyncIterator[Server]:
     """Run a server while the block runs.
@@ -158,6 +159,7 @@ async def open_server(
         agents: Number of workspaces, each with one agent.
         tls: HTTPS alone, with a certificate of an authority in the folder.
             Not for the reference.
+        flags: Further ones of the program.
         wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +173,7 @@ async def open_server(
             *("--agents", str(agents)),
             *(["--block-direct"] if block_direct else []),
             *(["--force-websockets"] if force_websockets else []),
+            *flags,
             wrapper=wrapper,
         )
     else:
@@ -188,6 +191,7 @@ async def open_server(
             *("--access-url", url),
             *(["--block-direct-connections"] if block_direct else []),
             *(["--derp-force-websockets"] if force_websockets else []),
+            *flags,
             agents=agents,
             wrapper=wrapper,
         )
