@@ -355,7 +355,7 @@ async def test_stats(tmp_path: Path) -> None:
 
 async def test_more_metrics_than_anybody_keeps(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
-        one = pb.Stats.Metric(name="x", type=1, value=1.0)
+        one = pb.Stats.Metric(name="x", type="COUNTER", value=1.0)
         for number in (MAX_METRICS + 1, 1):
             stats = pb.Stats(rx_bytes=number, metrics=[one] * number)
             await ask(
