@@ -30,6 +30,9 @@ __all__ = (
 
 _NOT_FOUND: Final = "workspace agent not found or you do not have permission"
 
+# Ours, in characters. The longest address has 50.
+_MAX_QUOTED_LEN: Final = 128
+
 # Nodes have single addresses only, and IPv6 ones.
 _ADDRESS_BITS: Final = 128
 
@@ -172,5 +175,5 @@ def _parse_prefix(text: str) -> tuple[IPv4Address | IPv6Address, int]:
 
 
 def _quoted(text: str) -> str:
-    """Near enough to Go's %q."""
-    return json.dumps(text, ensure_ascii=False)
+    """Near enough to Go's %q; the beginning of it, as it ends up in logs."""
+    return json.dumps(text[:_MAX_QUOTED_LEN], ensure_ascii=False)

@@ -24,6 +24,7 @@ from tailnet.control.proto import tailnet_pb2
 from tailnet.coordinator.auth import TunnelAuth
 from tailnet.coordinator.core import (
     CLOSED_ERROR,
+    MAX_NODE_SIZE,
     QUEUE_DEPTH,
     Connection,
     CoordinatorCore,
@@ -37,6 +38,7 @@ from tailnet.keys import NodePublic
 
 __all__ = (
     "MAX_LOST_PEERS",
+    "MAX_REQUEST_SIZE",
     "CoordinateCall",
     "CoordinatorService",
     "CoordinatorSnapshot",
@@ -48,6 +50,11 @@ log = structlog.get_logger("tailnet.coordinator")
 # Ours: lost peers that a snapshot shows. Whoever reconnects without end would
 # fill the memory with itself.
 MAX_LOST_PEERS: Final = 10_000
+
+
+# Ours, in bytes: a node of the greatest length, and all else. What a message
+# of 4 MiB can hold would take seconds to judge: 500,000 addresses.
+MAX_REQUEST_SIZE: Final = 2 * MAX_NODE_SIZE
 
 
 class CoordinateCall(Protocol):
@@ -199,6 +206,8 @@ class CoordinatorService:
     async def _serve(self, stream: _Stream, auth: TunnelAuth) -> str | None:
         """Handle requests; returns the error that ended it, if one did."""
         while (data := await stream.call.receive()) is not None:
+            if len(data) > MAX_REQUEST_SIZE:
+                return f"request of {len(data)} bytes, the limit is {MAX_REQUEST_SIZE}"
             try:
                 request = tailnet_pb2.CoordinateRequest.FromString(data)
                 await auth.authorize(request)

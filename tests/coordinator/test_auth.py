@@ -168,3 +168,12 @@ async def test_any_addresses(addresses: list[str], allowed: list[str]) -> None:
     except AuthorizationError:
         return
     assert {*addresses, *allowed} <= {OWN, CODER, LEGACY}
+
+
+async def test_only_the_beginning_of_what_is_wrong_is_said() -> None:
+    """It ends up in the log."""
+    request = tailnet_pb2.CoordinateRequest()
+    request.update_self.node.addresses.append('"' * 10_000)
+    with pytest.raises(AuthorizationError) as caught:
+        await ClientAuth(UUID(int=1)).authorize(request)
+    assert len(str(caught.value)) < 400
