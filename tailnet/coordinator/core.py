@@ -64,9 +64,10 @@ __all__ = (
 # coordinator.go ResponseBufferSize: responses that may wait for one peer.
 QUEUE_DEPTH: Final = 512
 
-# Ours: a node that filled a request (4 MiB) would not fit into a response,
-# and so end the sessions of all who should see it.
-MAX_NODE_SIZE: Final = 64 << 10
+# Ours: a node is sent to all who share a tunnel, and QUEUE_DEPTH of them may
+# wait for each. A Go node with endpoints of ten networks and the latency of
+# fifty regions has 3 KiB.
+MAX_NODE_SIZE: Final = 16 << 10
 
 CLOSED_ERROR: Final = "coordinator closed"
 OVERWRITTEN_ERROR: Final = "peer ID overwritten by new connection"

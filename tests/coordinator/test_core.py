@@ -128,7 +128,7 @@ def test_a_node_that_would_not_fit(world: World) -> None:
     client, agent = pair(world)
     request = tailnet_pb2.CoordinateRequest()
     request.update_self.node.disco = "x" * MAX_NODE_SIZE
-    with pytest.raises(RemoteProtocolError, match="the limit is 65536"):
+    with pytest.raises(RemoteProtocolError, match="the limit is 16384"):
         world.core.handle_request(agent, request)
     assert world.take(client) == []
 
