@@ -1,8 +1,8 @@
 """What a peer may ask of the coordinator, by the kind of peer.
 
-Coder ``tailnet/tunnel.go``; the texts are its of v2.24.0. There an agent's
-allowed_ips are not looked at; here they are, as in later versions: with them an
-agent could draw others' packets to itself.
+Coder ``tailnet/tunnel.go``; the texts are its of v2.24.0. There allowed_ips are
+not looked at; here they are, an agent's as in later versions: with them a peer
+could draw others' packets to itself.
 """
 
 from __future__ import annotations
@@ -118,8 +118,13 @@ class SingleTailnetAuth:
 
 
 def _authorize_client(request: tailnet_pb2.CoordinateRequest) -> None:
-    for _ in _single_addresses(request.update_self.node.addresses):
-        pass  # any will do
+    node = request.update_self.node
+    addresses = set(_single_addresses(node.addresses))  # any will do
+    for address in _single_addresses(node.allowed_ips):
+        # Go's clients publish the same list twice (tailnet/node.go). With
+        # others' addresses one would draw the agent's packets to itself.
+        if address not in addresses:
+            raise AuthorizationError(f"invalid node allowed IP, got {address}")
     if request.ready_for_handshake:
         raise AuthorizationError("clients may not send ready_for_handshake")
 
