@@ -10,12 +10,13 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeVar
+from typing import Any, Final, Protocol, TextIO, TypeVar
 
 import structlog
 import trio
@@ -24,11 +25,21 @@ from relay.config import LogFormat
 from tailnet.errors import ConfigError
 
 __all__ = (
+    "MAX_LOGGED_LEN",
     "Program",
+    "clean_values",
     "configure_logging",
     "prepare_process",
     "ready_line",
     "run_until_signal",
+)
+
+# Characters of one value in a log line.
+MAX_LOGGED_LEN: Final = 512
+
+# ASCII's and Unicode's control characters, line ends, and what reverses text.
+_CONTROL: Final = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]"
 )
 
 
@@ -145,13 +156,52 @@ def configure_logging(log_format: LogFormat) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            clean_values,
             structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *args: _StderrLogger(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def clean_values(
+    logger: object, name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """A structlog processor: what peers say ends up in logs short and harmless.
+
+    A path with an escape sequence in it would talk to the terminal that shows
+    the text format.
+    """
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = _clean(value)
+    return event
+
+
+def _clean(text: str) -> str:
+    if len(text) > MAX_LOGGED_LEN:
+        text = f"{text[:MAX_LOGGED_LEN]}... ({len(text)} characters)"
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+class _StderrLogger:
+    """Writes lines. Nobody's connection ends because a log cannot be written."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def msg(self, message: str) -> None:
+        """Write a line, if there is room for it."""
+        try:
+            self._file.write(f"{message}\n")
+            self._file.flush()
+        except (OSError, ValueError):  # a full disk, no reader; closed
+            pass
+
+    def __getattr__(self, level: str) -> Any:
+        return self.msg
 
 
 def prepare_process() -> None:

@@ -23,6 +23,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.store.model import (
+    MAX_METADATA_KEYS_SIZE,
     AppHealth,
     AppStatus,
     AppStatusState,
@@ -48,6 +49,7 @@ from tailnet.errors import InvalidRecordError
 
 __all__ = (
     "EXTERNAL_LOG_SOURCE",
+    "MAX_METRICS",
     "MAX_SESSION_COUNTS",
     "check_app_health",
     "check_app_status",
@@ -67,6 +69,9 @@ _Word = TypeVar("_Word", bound=enum.StrEnum)
 
 # API 2.11: more kinds of sessions than there are.
 MAX_SESSION_COUNTS: Final = 64
+
+# Ours. More do not fit into what is kept of a report, and are left out.
+MAX_METRICS: Final = 2048
 
 # coderd/workspaceagents.go, patchWorkspaceAgentAppStatus.
 MAX_STATUS_MESSAGE_LEN: Final = 160
@@ -163,7 +168,9 @@ def check_stats(stats: agent_pb2.Stats, *, now: datetime) -> Stats:
         session_counts=sessions,
         metrics=tuple(
             _metric(index, metric)
-            for index, metric in enumerate(stats.metrics)
+            for index, metric in enumerate(
+                stats.metrics if len(stats.metrics) <= MAX_METRICS else ()
+            )
             # A gauge may well be NaN, but no JSON can say so.
             if math.isfinite(metric.value)
         ),
@@ -195,9 +202,14 @@ def check_logs(logs: Iterable[agent_pb2.Log], *, now: datetime) -> list[LogLine]
 
 
 def check_metadata(
-    entries: Iterable[agent_pb2.Metadata], *, now: datetime
+    entries: Sequence[agent_pb2.Metadata], *, now: datetime
 ) -> list[MetadataResult]:
     """Of BatchUpdateMetadata. When counts the server's clock, as in Coder."""
+    if len(entries) > MAX_METADATA_KEYS_SIZE:
+        # Their keys have a byte each, so the store would refuse them too.
+        raise InvalidRecordError(
+            f"{len(entries)} entries of metadata, the limit is {MAX_METADATA_KEYS_SIZE}"
+        )
     results = []
     for index, entry in enumerate(entries):
         if not entry.key:

@@ -18,6 +18,7 @@ from relay.api.context import ApiRequest
 from relay.api.messages import MessageSocket, accept_messages
 from relay.api.router import Route
 from relay.front.application import Takeover
+from relay.front.tls import TlsError
 from relay.pages.page import Response
 from relay.store.model import StoredLogLine
 from tailnet.errors import StoreUnavailableError
@@ -81,8 +82,11 @@ class _Follower:
         """Send lines until the client leaves."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send, messages, nursery.cancel_scope)
-            while await messages.receive() is not None:
-                pass
+            try:
+                while await messages.receive() is not None:
+                    pass
+            except (OSError, TlsError):
+                pass  # the client is gone
             nursery.cancel_scope.cancel()
 
     async def _send(self, messages: MessageSocket, scope: trio.CancelScope) -> None:

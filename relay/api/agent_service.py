@@ -27,7 +27,12 @@ from relay.api.sub_agents import SubAgents
 from relay.api.tailnet_service import proto_derp_map
 from relay.api.unary import refuse, unary
 from relay.derpmaps.feed import DerpMapFeed
-from relay.store.model import AgentIdentity, AppHealth
+from relay.store.model import (
+    MAX_LOG_LINES,
+    MAX_RESOURCE_USAGES,
+    AgentIdentity,
+    AppHealth,
+)
 from relay.store.store import Store
 from tailnet.control.proto import agent_pb2 as pb, tailnet_pb2
 from tailnet.control.server import Handler
@@ -46,8 +51,9 @@ REPORT_INTERVAL: Final = 300
 DATAPOINTS: Final = 20
 COLLECTION_INTERVAL: Final = 10  # seconds
 
-# Bytes. As long as a message can be; the store says when it is enough.
-MAX_LOGS_LEN: Final = 4 << 20
+# Bytes. Agents send logs by the MiB at most (codersdk/agentsdk/logs.go
+# maxBytesPerBatch), and metadata in values of whatever length.
+MAX_LOGS_LEN: Final = 2 << 20
 
 
 # Why the coordinator drops a peer.
@@ -252,7 +258,9 @@ class AgentService:
         if not request.logs:
             return pb.BatchCreateLogsResponse()
         source = checks.check_log_source(request.log_source_id)
-        lines = checks.check_logs(request.logs, now=self._now())
+        # What is more than the store takes need not be read to the end: two
+        # million empty lines fit into a request.
+        lines = checks.check_logs(request.logs[: MAX_LOG_LINES + 1], now=self._now())
         is_kept = await self._store.add_logs(self._id, source, lines)
         return pb.BatchCreateLogsResponse(log_limit_exceeded=not is_kept)
 
@@ -307,7 +315,8 @@ class AgentService:
         self, request: pb.PushResourcesMonitoringUsageRequest
     ) -> pb.PushResourcesMonitoringUsageResponse:
         """Keep datapoints. Nobody is told to send any, so few do."""
-        usages = checks.check_resource_usage(request.datapoints, now=self._now())
+        newest = request.datapoints[-MAX_RESOURCE_USAGES:]  # no more are kept
+        usages = checks.check_resource_usage(newest, now=self._now())
         if usages:
             await self._store.add_resource_usages(self._id, usages)
         return pb.PushResourcesMonitoringUsageResponse()

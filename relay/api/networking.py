@@ -72,7 +72,8 @@ def _peer_id(request: ApiRequest) -> UUID:
     try:
         # A token without a key id is from before there were key ids: its
         # bearer simply gets a new peer id (workspaceagents.go).
-        return request.context.resume_tokens.verify(token) or uuid4()
+        tokens, user = request.context.resume_tokens, request.need_user()
+        return tokens.verify(token, user.id) or uuid4()
     except ResumeTokenError as exc:
         wrong = Validation("resume_token", INVALID_RESUME_TOKEN)
         raise ApiError(

@@ -65,10 +65,11 @@ _WORDS: Final = frozenset(
     )
 )  # fmt: skip
 
+# Behind this one stands somebody's name, which may well be one of the words.
+_USERS: Final = "users"
+
 # Endpoints that give tokens out, and get the lower limit.
-_LOGIN_ENDPOINTS: Final = frozenset(
-    {"/api/v2/users/login", "/api/v2/users/me/keys", "/api/v2/users/*/keys"}
-)
+_LOGIN_ENDPOINTS: Final = frozenset({"/api/v2/users/*/keys"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +206,15 @@ def rate_limit_message(limit: int, window: float = WINDOW) -> str:
 
 
 def endpoint_of(path: str) -> str:
-    """What a request is for: its path, with a star for each id or name."""
+    """What a request is for: its path, with a star for each id or name.
+
+    However the path is written, as the router sees it: a slash at its end means
+    nothing.
+    """
+    parts = path.removesuffix("/").split("/")
     return "/".join(
-        part if not part or part in _WORDS else "*" for part in path.split("/")
+        part if not part or (part in _WORDS and before != _USERS) else "*"
+        for before, part in zip(("", *parts), parts, strict=False)
     )
 
 

@@ -20,9 +20,12 @@ from relay.store.store import Store
 from tailnet.control.proto import agent_pb2
 from tailnet.errors import AlreadyExistsError, InvalidRecordError, NotFoundError
 
-__all__ = ("SubAgents",)
+__all__ = ("MAX_APPS", "NO_TOKEN", "SubAgents")
 
 log = structlog.get_logger("relay.api")
+
+# Ours, of one sub-agent; the store takes no more either.
+MAX_APPS: Final = 100
 
 # provisioner/regexes.go AppSlugRegex.
 _SLUG: Final = re.compile(r"[a-z0-9](?:-?[a-z0-9])*")
@@ -81,6 +84,11 @@ class SubAgents:
             return _created(await self._renew(check_uuid("id", request.id)))
         if not request.name:
             raise InvalidRecordError("name: agent name cannot be empty")
+        if len(request.apps) > MAX_APPS:
+            # Also those that would be left out: each has an error to be said.
+            raise InvalidRecordError(
+                f"{len(request.apps)} apps, the limit is {MAX_APPS}"
+            )
         display_apps = []
         for index, number in enumerate(request.display_apps):
             if not 0 <= number < len(_DISPLAY_APPS):

@@ -85,9 +85,12 @@ class _TailnetService:
     async def coordinate(self, call: ServerCall) -> None:
         """Tell peers of each other; the coordinator does it."""
         peer = self._peer
-        await self._context.coordinator.coordinate(
-            call, peer_id=peer.id, name=peer.name, auth=peer.auth, kind=peer.kind
-        )
+        try:
+            await self._context.coordinator.coordinate(
+                call, peer_id=peer.id, name=peer.name, auth=peer.auth, kind=peer.kind
+            )
+        except StoreError as exc:  # whether it may open a tunnel
+            raise store_refusal(call.method, exc) from exc
 
     async def stream_derp_maps(self, call: ServerCall) -> None:
         """The map of now, and each one that replaces it."""
@@ -110,7 +113,9 @@ class _TailnetService:
         self, request: pb.RefreshResumeTokenRequest
     ) -> pb.RefreshResumeTokenResponse:
         """A token with which a client gets its peer id back."""
-        issued = self._context.resume_tokens.issue(self._peer.id)
+        user = self._peer.user
+        assert user is not None
+        issued = self._context.resume_tokens.issue(self._peer.id, user.id)
         response = pb.RefreshResumeTokenResponse(token=issued.token)
         response.refresh_in.FromTimedelta(issued.refresh_in)
         response.expires_at.FromDatetime(issued.expires_at)

@@ -28,6 +28,7 @@ __all__ = (
     "CONNECTED_FOR",
     "MAX_APP_STATUSES",
     "MAX_CONNECTION_REPORTS",
+    "MAX_LOG_LINES",
     "MAX_LOG_SIZE",
     "MAX_METADATA_KEYS",
     "MAX_METADATA_KEYS_SIZE",
@@ -81,6 +82,8 @@ _RESERVED_NAMES: Final = frozenset({"new", "create"})
 
 # Bytes of log output of one agent; Coder's check max_logs_length.
 MAX_LOG_SIZE: Final = 1 << 20
+# Ours: empty lines have no bytes, but a row each.
+MAX_LOG_LINES: Final = 32_768
 # Bytes: maxValueLen and maxAllKeysLen of coderd/agentapi/metadata.go.
 MAX_METADATA_VALUE_SIZE: Final = 2048
 MAX_METADATA_KEYS_SIZE: Final = 6144

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from relay.store.model import (
     MAX_APP_STATUSES,
     MAX_CONNECTION_REPORTS,
+    MAX_LOG_LINES,
     MAX_LOG_SIZE,
     MAX_METADATA_KEYS,
     MAX_METADATA_KEYS_SIZE,
@@ -227,7 +228,10 @@ def add_logs(
     if not lines:
         return True
     size = row.logs_size + sum(len(line.output.encode()) for line in lines)
-    if size > MAX_LOG_SIZE:
+    kept = connection.execute(
+        sa.select(sa.func.count()).where(agent_logs.c.agent_id == agent_id)
+    ).scalar_one()
+    if size > MAX_LOG_SIZE or kept + len(lines) > MAX_LOG_LINES:
         # coderd/agentapi/logs.go: the whole batch is refused, for good.
         _update_agent(connection, agent_id, logs_overflowed=True)
         return False

@@ -21,12 +21,24 @@ from tailnet.control.session import Session
 from tailnet.control.yamux import MAX_STREAMS, Role, YamuxStream
 from tailnet.errors import ProtocolError, RpcError
 
-__all__ = ("CALL_GRACE", "Handler", "ServerCall", "serve_rpc", "unary")
+__all__ = (
+    "CALL_GRACE",
+    "HANDLERS_PER_STREAM",
+    "Handler",
+    "ServerCall",
+    "serve_rpc",
+    "unary",
+)
 
 log = structlog.get_logger("tailnet.control")
 
 # Seconds that a handler has to notice that its client is gone.
 CALL_GRACE: Final = 5.0
+
+# Ours: handlers of one session that run at one time, for each stream that may
+# be open. A client that resets its calls has streams for more of them at once,
+# while the handlers of the old ones may wait for a database.
+HANDLERS_PER_STREAM: Final = 2
 
 # drpcmux, for what no handler has; the code is for clients that look at that.
 _UNKNOWN_RPC: Final = 'protocol error: unknown rpc: "{}"'
@@ -195,6 +207,10 @@ async def serve_rpc(
     def start(call: ServerCall) -> None:
         handler = handlers.get(call.method)
         if handler is not None:
+            # The reader of the session is the other task.
+            if len(nursery.child_tasks) > HANDLERS_PER_STREAM * max_streams:
+                session.fail("the peer makes calls faster than they can end")
+                return
             nursery.start_soon(call.run, handler, name=call.method)
             return
         log.debug("rpc method unknown", **call.describe())

@@ -207,7 +207,8 @@ class Session:
                 await self.room.park()
             await self.link.aclose(self.end.code, self.end.close_reason)
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """The peer does what it may not: end the session, and tell it why."""
         self.finish(SessionEnd(reason, CLOSE_INTERNAL_ERROR, is_fault=True))
 
     def _break(self, exc: Exception) -> None:
@@ -226,7 +227,7 @@ class Session:
             if self.end is None:
                 self._handle_timeouts()
         except RemoteProtocolError as exc:
-            self._fail(str(exc))
+            self.fail(str(exc))
         except trio.ClosedResourceError:
             self.finish(SessionEnd())  # its owner has closed the link
         except (OSError, trio.BrokenResourceError) as exc:
@@ -304,7 +305,7 @@ class Session:
         """Count bytes that calls keep until they are taken."""
         self._held += change
         if self._held > MAX_HELD_LEN and change > 0:
-            self._fail(f"more than {MAX_HELD_LEN} bytes wait for calls to take them")
+            self.fail(f"more than {MAX_HELD_LEN} bytes wait for calls to take them")
 
     # -- sending ------------------------------------------------------------
 
@@ -334,7 +335,7 @@ class Session:
         if self.transmit(data):
             self._unread_control += len(data)
         if self._unread_control > MAX_UNREAD_CONTROL_LEN:
-            self._fail("the peer floods and does not read the answers")
+            self.fail("the peer floods and does not read the answers")
 
     def _start_writing(self) -> None:
         if self.end is None:
@@ -417,7 +418,7 @@ class Session:
         """The peer broke dRPC in one call: that ends it, and nothing else."""
         self._failed_calls += 1
         if self._failed_calls > MAX_FAILED_CALLS:
-            self._fail(f"{self._failed_calls} calls broke the protocol: {exc}")
+            self.fail(f"{self._failed_calls} calls broke the protocol: {exc}")
             return
         log.info("rpc call failed", reason=str(exc), **call.describe())
         self.reset_stream(call.stream)

@@ -1,8 +1,8 @@
 """What a peer may ask of the coordinator, by the kind of peer.
 
-Coder ``tailnet/tunnel.go``; the texts are its of v2.24.0. There an agent's
-allowed_ips are not looked at; here they are, as in later versions: with them an
-agent could draw others' packets to itself.
+Coder ``tailnet/tunnel.go``; the texts are its of v2.24.0. There allowed_ips are
+not looked at; here they are, an agent's as in later versions: with them a peer
+could draw others' packets to itself.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ __all__ = (
 )
 
 _NOT_FOUND: Final = "workspace agent not found or you do not have permission"
+
+# Ours, in characters. The longest address has 50.
+_MAX_QUOTED_LEN: Final = 128
 
 # Nodes have single addresses only, and IPv6 ones.
 _ADDRESS_BITS: Final = 128
@@ -115,8 +118,13 @@ class SingleTailnetAuth:
 
 
 def _authorize_client(request: tailnet_pb2.CoordinateRequest) -> None:
-    for _ in _single_addresses(request.update_self.node.addresses):
-        pass  # any will do
+    node = request.update_self.node
+    addresses = set(_single_addresses(node.addresses))  # any will do
+    for address in _single_addresses(node.allowed_ips):
+        # Go's clients publish the same list twice (tailnet/node.go). With
+        # others' addresses one would draw the agent's packets to itself.
+        if address not in addresses:
+            raise AuthorizationError(f"invalid node allowed IP, got {address}")
     if request.ready_for_handshake:
         raise AuthorizationError("clients may not send ready_for_handshake")
 
@@ -172,5 +180,5 @@ def _parse_prefix(text: str) -> tuple[IPv4Address | IPv6Address, int]:
 
 
 def _quoted(text: str) -> str:
-    """Near enough to Go's %q."""
-    return json.dumps(text, ensure_ascii=False)
+    """Near enough to Go's %q; the beginning of it, as it ends up in logs."""
+    return json.dumps(text[:_MAX_QUOTED_LEN], ensure_ascii=False)

@@ -51,6 +51,7 @@ from tailnet.errors import LocalProtocolError, RemoteProtocolError
 __all__ = (
     "CLOSED_ERROR",
     "MAX_NODE_SIZE",
+    "MAX_READY",
     "OVERWRITTEN_ERROR",
     "QUEUE_DEPTH",
     "Connection",
@@ -63,12 +64,16 @@ __all__ = (
 # coordinator.go ResponseBufferSize: responses that may wait for one peer.
 QUEUE_DEPTH: Final = 512
 
-# Ours: a node that filled a request (4 MiB) would not fit into a response,
-# and so end the sessions of all who should see it.
-MAX_NODE_SIZE: Final = 64 << 10
+# Ours: a node is sent to all who share a tunnel, and QUEUE_DEPTH of them may
+# wait for each. A Go node with endpoints of ten networks and the latency of
+# fifty regions has 3 KiB.
+MAX_NODE_SIZE: Final = 16 << 10
 
 CLOSED_ERROR: Final = "coordinator closed"
 OVERWRITTEN_ERROR: Final = "peer ID overwritten by new connection"
+
+# Ours: peers that one request is ready for. Go's agents name one at a time.
+MAX_READY: Final = QUEUE_DEPTH
 
 _RFH_ERROR: Final = (
     'ready for handshake error: you do not share a tunnel with "{peer_id}"'
@@ -214,13 +219,14 @@ class CoordinatorCore(Generic[ConnectionT]):
         """Handle a request that is authorized already.
 
         Raises:
-            RemoteProtocolError: It holds an id that is no UUID, or a node
-                longer than MAX_NODE_SIZE. Nothing of it was done.
+            RemoteProtocolError: It holds an id that is no UUID, a node longer
+                than MAX_NODE_SIZE, or names more than MAX_READY peers. Nothing
+                of it was done.
         """
         node = _node_of(request)
         added = _id_of(request, "add_tunnel")
         removed = _id_of(request, "remove_tunnel")
-        ready = [uuid_from_proto(one.id).bytes for one in request.ready_for_handshake]
+        ready = _ready_of(request)
         if connection.ended:
             return []
         events: list[Event[ConnectionT]] = []
@@ -435,6 +441,16 @@ def _node_of(request: tailnet_pb2.CoordinateRequest) -> bytes | None:
             f"node of {len(node)} bytes, the limit is {MAX_NODE_SIZE}"
         )
     return node
+
+
+def _ready_of(request: tailnet_pb2.CoordinateRequest) -> list[bytes]:
+    # Each is answered, or handed on, by itself.
+    if len(request.ready_for_handshake) > MAX_READY:
+        raise RemoteProtocolError(
+            f"ready for the handshakes of {len(request.ready_for_handshake)} peers, "
+            f"the limit is {MAX_READY}"
+        )
+    return [uuid_from_proto(one.id).bytes for one in request.ready_for_handshake]
 
 
 def _id_of(request: tailnet_pb2.CoordinateRequest, name: str) -> bytes | None:

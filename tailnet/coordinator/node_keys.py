@@ -12,12 +12,19 @@ import math
 from collections import deque
 from typing import Final
 
-__all__ = ("GRACE", "NodeKeys")
+__all__ = ("GRACE", "MAX_LOST_KEYS", "NodeKeys")
 
 # Seconds: as long as Coder's peers keep one that is lost (configmaps.go).
 GRACE: Final = 15 * 60.0
 
+# Ours, of one peer: keys that it does not use any more, but may return with.
+# It has a new one each time that it starts.
+MAX_LOST_KEYS: Final = 8
+
 _HERE: Final = math.inf
+
+# Deadlines out of date that are not worth the time to remove them.
+_FEW_DEADLINES: Final = 1024
 
 
 class NodeKeys:
@@ -28,6 +35,9 @@ class NodeKeys:
         self._ends: dict[bytes, dict[bytes, float]] = {}
         # In order, since GRACE is the same for all; may be out of date.
         self._deadlines: deque[tuple[float, bytes, bytes]] = deque()
+        self._most_deadlines = _FEW_DEADLINES
+        # Keys that each peer has lost, as keys in order.
+        self._lost: dict[bytes, dict[bytes, None]] = {}
 
     def knows(self, key: bytes, now: float) -> bool:
         """Whether the key is somebody's."""
@@ -36,13 +46,43 @@ class NodeKeys:
     def publish(self, key: bytes, peer_id: bytes) -> None:
         """A peer that is here has this key."""
         self._ends.setdefault(key, {})[peer_id] = _HERE
+        self._find_again(key, peer_id)
 
-    def lose(self, key: bytes, peer_id: bytes, now: float) -> None:
-        """The peer with this key is lost, or has another key now."""
+    def lose(self, key: bytes, peer_id: bytes, now: float) -> list[bytes]:
+        """The peer with this key is lost, or has another key now.
+
+        Returns:
+            The key that is nobody's now: the peer's oldest, if it has lost more
+            than MAX_LOST_KEYS.
+        """
         ends = self._ends.get(key)
-        if ends is not None and ends.get(peer_id) == _HERE:
-            ends[peer_id] = now + GRACE
-            self._deadlines.append((now + GRACE, key, peer_id))
+        if ends is None or ends.get(peer_id) != _HERE:
+            return []
+        ends[peer_id] = now + GRACE
+        self._deadlines.append((now + GRACE, key, peer_id))
+        if len(self._deadlines) > self._most_deadlines:
+            self._remove_old_deadlines()
+        lost = self._lost.setdefault(peer_id, {})
+        lost[key] = None
+        oldest = next(iter(lost))
+        if len(lost) > MAX_LOST_KEYS and self._drop(oldest, peer_id):
+            return [oldest]
+        return []
+
+    def _remove_old_deadlines(self) -> None:
+        self._deadlines = deque(
+            one
+            for one in self._deadlines
+            if self._ends.get(one[1], {}).get(one[2]) == one[0]
+        )
+        self._most_deadlines = 2 * len(self._deadlines) + _FEW_DEADLINES
+
+    def _find_again(self, key: bytes, peer_id: bytes) -> None:
+        lost = self._lost.get(peer_id)
+        if lost is not None:
+            lost.pop(key, None)
+            if not lost:
+                del self._lost[peer_id]
 
     def forget(self, peer_id: bytes) -> list[bytes]:
         """A peer is gone for good.
@@ -77,6 +117,7 @@ class NodeKeys:
         return gone
 
     def _drop(self, key: bytes, peer_id: bytes) -> bool:
+        self._find_again(key, peer_id)
         ends = self._ends.get(key)
         if ends is None or ends.pop(peer_id, None) is None or ends:
             return False

@@ -2,6 +2,9 @@
 
 Coder ``tailnet/resume.go``: a compact JWS with HS512, the key's id in its
 header, the peer's UUID as ``sub``. Keys rotate: the first signs, all verify.
+
+Ours is that a token is of use to one user alone: with another's, a client would
+inherit the tunnels that the peer has open, and cut it off.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ REFRESH_IN: Final = TOKEN_LIFETIME / 2
 MIN_SECRET_LEN: Final = 64
 
 _ALGORITHM: Final = "HS512"
+
+# Ours: the claim that names the user.
+_USER: Final = "user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +111,12 @@ class ResumeTokens:
         self._signing = checked[0]
         self._keys = by_kid
 
-    def issue(self, peer_id: UUID) -> IssuedToken:
+    def issue(self, peer_id: UUID, user_id: UUID | None = None) -> IssuedToken:
         """Make a token for a peer.
+
+        Args:
+            peer_id: Whose.
+            user_id: Whose client it is; nobody else can use the token.
 
         Raises:
             LocalProtocolError: There is no key.
@@ -115,8 +125,11 @@ class ResumeTokens:
         if key is None:
             raise LocalProtocolError("no key to sign resume tokens with")
         expires_at = datetime.fromtimestamp(int(self._now()), UTC) + TOKEN_LIFETIME
+        claims = {"sub": str(peer_id), "exp": int(expires_at.timestamp())}
+        if user_id is not None:
+            claims[_USER] = str(user_id)
         token = jwt.encode(
-            {"sub": str(peer_id), "exp": int(expires_at.timestamp())},
+            claims,
             key.secret,
             algorithm=_ALGORITHM,
             # Like Go's: no typ.
@@ -124,15 +137,19 @@ class ResumeTokens:
         )
         return IssuedToken(token, REFRESH_IN, expires_at)
 
-    def verify(self, token: str) -> UUID | None:
+    def verify(self, token: str, user_id: UUID | None = None) -> UUID | None:
         """The peer that a token was issued for.
+
+        Args:
+            token: The text.
+            user_id: Whose client brings it.
 
         Returns:
             Its id; None if the token names no key. Coder issued such ones
             once, and ignores them: the peer gets a new id.
 
         Raises:
-            ResumeTokenError: Forged, expired or garbage.
+            ResumeTokenError: Forged, expired, garbage, or another user's.
         """
         try:
             kid = jwt.get_unverified_header(token).get("kid")
@@ -157,6 +174,8 @@ class ResumeTokens:
         expires_at = claims["exp"]
         if not isinstance(expires_at, int | float) or expires_at <= self._now():
             raise ResumeTokenError("expired")
+        if claims.get(_USER) != (None if user_id is None else str(user_id)):
+            raise ResumeTokenError("issued for another user")
         try:
             return UUID(claims["sub"])
         except ValueError as exc:

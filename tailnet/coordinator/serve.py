@@ -24,6 +24,7 @@ from tailnet.control.proto import tailnet_pb2
 from tailnet.coordinator.auth import TunnelAuth
 from tailnet.coordinator.core import (
     CLOSED_ERROR,
+    MAX_NODE_SIZE,
     QUEUE_DEPTH,
     Connection,
     CoordinatorCore,
@@ -37,6 +38,7 @@ from tailnet.keys import NodePublic
 
 __all__ = (
     "MAX_LOST_PEERS",
+    "MAX_REQUEST_SIZE",
     "CoordinateCall",
     "CoordinatorService",
     "CoordinatorSnapshot",
@@ -48,6 +50,14 @@ log = structlog.get_logger("tailnet.coordinator")
 # Ours: lost peers that a snapshot shows. Whoever reconnects without end would
 # fill the memory with itself.
 MAX_LOST_PEERS: Final = 10_000
+
+
+# Why a key is not known any more though its time is not over.
+KEY_REPLACED: Final = "the peer has had many other keys since"
+
+# Ours, in bytes: a node of the greatest length, and all else. What a message
+# of 4 MiB can hold would take seconds to judge: 500,000 addresses.
+MAX_REQUEST_SIZE: Final = 2 * MAX_NODE_SIZE
 
 
 class CoordinateCall(Protocol):
@@ -199,6 +209,8 @@ class CoordinatorService:
     async def _serve(self, stream: _Stream, auth: TunnelAuth) -> str | None:
         """Handle requests; returns the error that ended it, if one did."""
         while (data := await stream.call.receive()) is not None:
+            if len(data) > MAX_REQUEST_SIZE:
+                return f"request of {len(data)} bytes, the limit is {MAX_REQUEST_SIZE}"
             try:
                 request = tailnet_pb2.CoordinateRequest.FromString(data)
                 await auth.authorize(request)
@@ -243,7 +255,9 @@ class CoordinatorService:
         now = trio.current_time()
         heir = self._core.connection(stream.peer_id)
         if stream.key is not None and (heir is None or heir.key != stream.key):
-            self._keys.lose(stream.key, stream.raw_id, now)
+            self._tell_gone(
+                self._keys.lose(stream.key, stream.raw_id, now), KEY_REPLACED
+            )
         if stream.is_gone or heir is not None or self._core.closed:
             return
         self._expire_lost(now)
@@ -337,7 +351,8 @@ class CoordinatorService:
             return  # others will make of it what they can
         if key != stream.key:
             if stream.key is not None:
-                self._keys.lose(stream.key, stream.raw_id, trio.current_time())
+                gone = self._keys.lose(stream.key, stream.raw_id, trio.current_time())
+                self._tell_gone(gone, KEY_REPLACED)
             stream.key = key
             self._keys.publish(key, stream.raw_id)
 

@@ -11,6 +11,7 @@ import trio.testing
 
 from tailnet.control.drpc import Kind, Packet, PacketDecoder, encode_packet
 from tailnet.control.server import Handler, serve_rpc
+from tailnet.control.yamux import MAX_STREAMS
 from tailnet.control.yamux_frames import (
     ACK,
     FIN,
@@ -123,6 +124,7 @@ async def raw_client(
     capacity: int = 1 << 20,
     ping_interval: float | None = None,
     on_pong: Callable[[float], object] | None = None,
+    max_streams: int = MAX_STREAMS,
 ) -> AsyncGenerator[RawPeer]:
     """A client by hand, and a server of ours. It has to end by itself."""
     near, far = link_pair(capacity)
@@ -135,6 +137,7 @@ async def raw_client(
                     handlers,
                     ping_interval=ping_interval,
                     on_pong=on_pong,
+                    max_streams=max_streams,
                 )
             )
             yield RawPeer(near)

@@ -16,6 +16,7 @@ from tailnet.control.client import RpcClient, open_rpc_client
 from tailnet.control.drpc import Kind, Packet, encode_packet
 from tailnet.control.server import (
     CALL_GRACE,
+    HANDLERS_PER_STREAM,
     Handler,
     ServerCall,
     serve_rpc,
@@ -369,3 +370,32 @@ async def test_one_message_to_many(autojump_clock: MockClock) -> None:
             assert RawPeer(near).packets(1) == [Packet(1, 1, Kind.MESSAGE, message)]
         assert len(nursery.child_tasks) == tasks
         nursery.cancel_scope.cancel()
+
+
+async def test_calls_that_are_reset_while_their_handlers_go_on(
+    autojump_clock: MockClock,
+) -> None:
+    """Streams are free again at once, and the next call comes."""
+    running = most = 0
+
+    async def slow(call: ServerCall) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            await trio.sleep_forever()
+        finally:
+            running -= 1
+
+    with structlog.testing.capture_logs() as logs:
+        async with raw_client({METHOD: slow}, max_streams=4) as peer:
+            for stream_id in range(1, 201, 2):
+                peer.open(stream_id, request(METHOD, b"unread", done=False))
+                peer.rst(stream_id)
+            await peer.settle()
+            assert most == 4 * HANDLERS_PER_STREAM + 1
+            await trio.sleep(CALL_GRACE)
+            assert not running
+    (end,) = (entry for entry in logs if entry["event"] == "rpc session ended")
+    assert end["reason"] == "the peer makes calls faster than they can end"
+    assert (end["code"], end["log_level"]) == (1011, "info")

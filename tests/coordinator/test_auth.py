@@ -59,6 +59,7 @@ BAD_ID = "parse add tunnel id: invalid UUID (got 15 bytes)"
 NO_RFH = "clients may not send ready_for_handshake"
 NOT_FOUND = "workspace agent not found or you do not have permission"
 WRONG_AGENT = f"invalid agent id, expected {AGENT}, got {OTHER}"
+NOT_OWN = f"invalid node allowed IP, got {tailscale_address(OTHER)}"
 NOT_ITS = f"invalid node address, got {tailscale_address(OTHER)}"
 
 # What is asked, and the answer to each kind; None: it may.
@@ -67,10 +68,15 @@ TABLE: list[tuple[dict[str, Any], dict[str, str | None]]] = [
     (node(OWN, CODER, LEGACY, allowed_ips=(OWN, CODER, LEGACY)), dict.fromkeys(KINDS)),
     (node(FOREIGN), dict.fromkeys(KINDS) | {"agent": NOT_ITS}),
     (node(OWN, FOREIGN), dict.fromkeys(KINDS) | {"agent": NOT_ITS}),
-    (node(OWN, allowed_ips=(FOREIGN,)), dict.fromkeys(KINDS) | {"agent": NOT_ITS}),
+    (
+        node(OWN, allowed_ips=(FOREIGN,)),
+        {"agent": NOT_ITS, "client": NOT_OWN, "user": NOT_OWN, "single": None},
+    ),
+    (node(FOREIGN, allowed_ips=(FOREIGN,)), dict.fromkeys(KINDS) | {"agent": NOT_ITS}),
     (
         node(OWN, allowed_ips=("::/0",)),
-        dict.fromkeys(KINDS) | {"agent": "invalid address bits, expected 128, got 0"},
+        dict.fromkeys(KINDS, "invalid address bits, expected 128, got 0")
+        | {"single": None},
     ),
     (
         node(OWN.replace("/128", "/64")),
@@ -168,3 +174,12 @@ async def test_any_addresses(addresses: list[str], allowed: list[str]) -> None:
     except AuthorizationError:
         return
     assert {*addresses, *allowed} <= {OWN, CODER, LEGACY}
+
+
+async def test_only_the_beginning_of_what_is_wrong_is_said() -> None:
+    """It ends up in the log."""
+    request = tailnet_pb2.CoordinateRequest()
+    request.update_self.node.addresses.append('"' * 10_000)
+    with pytest.raises(AuthorizationError) as caught:
+        await ClientAuth(UUID(int=1)).authorize(request)
+    assert len(str(caught.value)) < 400

@@ -10,6 +10,7 @@ from tailnet.control.proto import tailnet_pb2
 from tailnet.coordinator.core import (
     CLOSED_ERROR,
     MAX_NODE_SIZE,
+    MAX_READY,
     OVERWRITTEN_ERROR,
     Delivery,
 )
@@ -127,9 +128,19 @@ def test_a_node_that_would_not_fit(world: World) -> None:
     client, agent = pair(world)
     request = tailnet_pb2.CoordinateRequest()
     request.update_self.node.disco = "x" * MAX_NODE_SIZE
-    with pytest.raises(RemoteProtocolError, match="the limit is 65536"):
+    with pytest.raises(RemoteProtocolError, match="the limit is 16384"):
         world.core.handle_request(agent, request)
     assert world.take(client) == []
+
+
+def test_ready_for_more_handshakes_than_there_are_peers(world: World) -> None:
+    _, agent = pair(world)
+    ids = [{"id": UUID(int=number).bytes} for number in range(MAX_READY + 1)]
+    request = tailnet_pb2.CoordinateRequest(ready_for_handshake=ids)
+    with pytest.raises(RemoteProtocolError, match="513 peers, the limit is 512"):
+        world.core.handle_request(agent, request)
+    del request.ready_for_handshake[0]
+    assert len(world.core.handle_request(agent, request)) == MAX_READY
 
 
 # -- tunnels ----------------------------------------------------------------

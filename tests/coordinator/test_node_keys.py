@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from hypothesis import given, strategies as st
 
-from tailnet.coordinator.node_keys import GRACE, NodeKeys
+from tailnet.coordinator.node_keys import GRACE, MAX_LOST_KEYS, NodeKeys
 
 KEY, KEY2 = b"k" * 32, b"l" * 32
 ONE, TWO = b"1" * 16, b"2" * 16
@@ -35,6 +37,28 @@ def test_back_in_time() -> None:
     assert keys.knows(KEY, 1e9)
     keys.lose(KEY, ONE, GRACE)
     assert keys.expire(2 * GRACE) == [KEY]
+
+
+def test_a_peer_that_changes_its_key_all_the_time() -> None:
+    keys = NodeKeys()
+    keys.publish(KEY, TWO)
+    keys.lose(KEY, TWO, 0)
+    made = [number.to_bytes(32, "big") for number in range(10_000)]
+    gone = []
+    for now, key in enumerate(made):
+        keys.publish(key, ONE)
+        gone += keys.lose(key, ONE, now / 1e6)
+    assert gone == made[:-MAX_LOST_KEYS]
+    assert not keys.knows(made[-MAX_LOST_KEYS - 1], 1)
+    assert keys.knows(made[-MAX_LOST_KEYS], 1)
+    assert keys.knows(KEY, 1)  # of somebody else
+    assert sys.getsizeof(keys._deadlines) < 64 * 1024
+    # One that is back does not count.
+    keys.publish(made[-MAX_LOST_KEYS], ONE)
+    keys.publish(KEY, ONE)
+    assert keys.lose(KEY, ONE, 1) == []
+    assert set(keys.expire(1e9)) == {KEY, *made[1 - MAX_LOST_KEYS :]}
+    assert keys._lost == {}
 
 
 def test_lost_twice_counts_from_the_last_time() -> None:

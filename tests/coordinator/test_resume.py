@@ -108,6 +108,17 @@ def test_without_a_key_id_it_is_ignored(clock: Clock) -> None:
     assert ResumeTokens(clock, [OLD]).verify(token) is None
 
 
+def test_a_token_is_for_one_user(clock: Clock) -> None:
+    tokens, user = ResumeTokens(clock, [OLD]), UUID(int=9)
+    token = tokens.issue(PEER, user).token
+    assert tokens.verify(token, user) == PEER
+    for other in (UUID(int=10), None):
+        with pytest.raises(ResumeTokenError, match="another user"):
+            tokens.verify(token, other)
+    with pytest.raises(ResumeTokenError, match="another user"):
+        tokens.verify(tokens.issue(PEER).token, user)
+
+
 LATER = int(START) + 10
 
 FORGED = {

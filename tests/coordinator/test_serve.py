@@ -298,7 +298,16 @@ async def test_an_id_that_is_none(rig: Rig, autojump_clock: MockClock) -> None:
 async def test_a_node_that_is_too_long(rig: Rig, autojump_clock: MockClock) -> None:
     wrong = Request(update_self={"node": {"disco": "x" * MAX_NODE_SIZE}})
     error = await refused(rig, lambda client: client.request(wrong))
-    assert error.startswith("node of 65")
+    assert error.startswith("node of 16")
+
+
+async def test_a_request_that_is_too_long_is_not_even_judged(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    addresses = ["::/128"] * 5_000
+    wrong = Request(update_self={"node": {"addresses": addresses}})
+    error = await refused(rig, lambda client: client.request(wrong))
+    assert error == f"request of {wrong.ByteSize()} bytes, the limit is 32768"
 
 
 async def test_no_tunnel_for_a_handshake_is_not_fatal(

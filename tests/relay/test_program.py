@@ -3,19 +3,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 import structlog.testing
 import trio
 
 from relay.config import LogFormat
-from relay.program import _log_unraisable, ready_line, run_until_signal
+from relay.program import (
+    MAX_LOGGED_LEN,
+    _log_unraisable,
+    configure_logging,
+    ready_line,
+    run_until_signal,
+)
 from tailnet.errors import ConfigError
 
 
@@ -165,3 +174,57 @@ def test_what_nobody_can_catch_goes_to_the_log(monkeypatch: pytest.MonkeyPatch) 
         Broken()
     [line] = lines
     assert (line["event"], line["log_level"]) == ("unraisable exception", "debug")
+
+
+# -- the log -------------------------------------------------------------------
+
+
+@pytest.fixture
+def log_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TextIO], Any]]:
+    """Configures the log as programs do, to a file."""
+
+    def configure(file: TextIO, log_format: LogFormat = LogFormat.TEXT) -> Any:
+        monkeypatch.setattr(sys, "stderr", file)
+        configure_logging(log_format)
+        return structlog.get_logger("test")
+
+    yield configure
+    structlog.reset_defaults()
+
+
+def test_nobody_writes_lines_of_their_own(log_to: Callable[[TextIO], Any]) -> None:
+    file = io.StringIO()
+    log_to(file).info("refused", path="/\nforged\x1b[31m\u202e", name="\x9b2J")
+    (line,) = file.getvalue().splitlines()
+    assert "path=/\ufffdforged\ufffd[31m\ufffd" in line
+    assert "name=\ufffd2J" in line
+
+
+@pytest.mark.parametrize("log_format", list(LogFormat))
+def test_long_values_are_cut(
+    log_to: Callable[[TextIO, LogFormat], Any], log_format: LogFormat
+) -> None:
+    file = io.StringIO()
+    log_to(file, log_format).info("refused", path="x" * 100_000)
+    assert len(file.getvalue()) < 2 * MAX_LOGGED_LEN
+    assert "... (100000 characters)" in file.getvalue()
+
+
+def test_exceptions_keep_their_lines(log_to: Callable[[TextIO], Any]) -> None:
+    file = io.StringIO()
+    try:
+        raise ValueError("a bug")
+    except ValueError:
+        log_to(file).exception("a bug ends a connection")
+    assert "Traceback" in file.getvalue()
+    assert file.getvalue().endswith("ValueError: a bug\n")
+
+
+def test_a_full_disk_ends_nothing(log_to: Callable[[TextIO], Any]) -> None:
+    file = Path("/dev/full").open("w")  # noqa: SIM115
+    log = log_to(file)
+    log.info("lost")
+    log.error("lost too")
+    with suppress(OSError):
+        file.close()
+    log.info("the file is closed")

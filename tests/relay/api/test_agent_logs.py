@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from struct import pack
 from typing import Any
 from uuid import UUID
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from wsproto.events import CloseConnection, Ping, Pong, TextMessage
@@ -154,3 +157,17 @@ async def test_a_client_that_answers_no_ping_is_dropped(
         assert isinstance(event, CloseConnection)
         assert trio.current_time() - started < 3 * LOOKS_PER_PING * POLL_INTERVAL
         assert not isinstance(event, Pong)
+
+
+async def test_a_client_that_is_gone_is_no_bug(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with open_rig(tmp_path) as rig, following(rig) as peer:
+            await say(rig, "one")
+            await trio.sleep(POLL_INTERVAL)
+            sock = peer.client.sock
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
+            sock.close()  # a reset
+            await trio.sleep(POLL_INTERVAL / 2)
+    assert not [entry for entry in logs if entry["log_level"] == "error"]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -10,7 +10,8 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from relay.api.agent_checks import EXTERNAL_LOG_SOURCE
+from relay.api import agent_checks
+from relay.api.agent_checks import EXTERNAL_LOG_SOURCE, MAX_METRICS
 from relay.api.agent_service import (
     AGENT_SERVICE,
     REPORT_INTERVAL,
@@ -20,10 +21,14 @@ from relay.api.agent_service import (
 from relay.api.unary import MAX_REQUEST_LEN
 from relay.derpmaps.build import MapOptions
 from relay.store.model import (
+    MAX_LOG_LINES,
     MAX_LOG_SIZE,
+    MAX_METADATA_KEYS_SIZE,
+    MAX_RESOURCE_USAGES,
     AppHealth,
     LifecycleState,
     LogLevel,
+    LogLine,
     NewApp,
     ScriptStatus,
 )
@@ -348,6 +353,24 @@ async def test_stats(tmp_path: Path) -> None:
         assert (n.name, n.kind, n.labels) == ("n", "counter", {"a": "b"})
 
 
+async def test_more_metrics_than_anybody_keeps(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        one = pb.Stats.Metric(name="x", type="COUNTER", value=1.0)
+        for number in (MAX_METRICS + 1, 1):
+            stats = pb.Stats(rx_bytes=number, metrics=[one] * number)
+            await ask(
+                handlers(rig)["UpdateStats"],
+                pb.UpdateStatsRequest(stats=stats),
+                pb.UpdateStatsResponse,
+            )
+        reports = await rig.store.agent_reports(rig.agent.agent.id)
+        assert reports is not None
+        assert [(s.rx_bytes, len(s.metrics)) for s in reports.stats] == [
+            (MAX_METRICS + 1, 0),
+            (1, 1),
+        ]
+
+
 def metric(**fields: object) -> pb.Stats:
     return pb.Stats(metrics=[pb.Stats.Metric(**fields)])  # type: ignore[arg-type]
 
@@ -462,6 +485,30 @@ async def test_too_many_logs(tmp_path: Path) -> None:
         assert exceeded == [False, True, True]
 
 
+async def test_empty_lines_without_end(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        methods, lines = handlers(rig), []
+        check = agent_checks.check_logs
+
+        def note(logs: Sequence[pb.Log], *, now: datetime) -> list[LogLine]:
+            lines.append(len(logs))
+            return check(logs, now=now)
+
+        # As a peer writes it; a million objects would take too long.
+        source = pb.BatchCreateLogsRequest(log_source_id=SOURCE.bytes)
+        data = source.SerializeToString() + b"\x12\x00" * 1_000_000
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(agent_checks, "check_logs", note)
+            answer = await ask(
+                methods["BatchCreateLogs"], data, pb.BatchCreateLogsResponse
+            )
+        assert answer.log_limit_exceeded
+        assert lines == [MAX_LOG_LINES + 1]
+        reports = await rig.store.agent_reports(rig.agent.agent.id)
+        assert reports is not None
+        assert not reports.logs
+
+
 async def test_metadata(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         result = pb.WorkspaceAgentMetadata.Result(
@@ -498,6 +545,10 @@ RESULT = pb.WorkspaceAgentMetadata.Result(value="x")
             "metadata[1].result.age is negative",
         ),
         ([pb.Metadata(key="k" * 7000, result=RESULT)], "7000"),
+        (
+            [pb.Metadata(key="k", result=RESULT)] * (MAX_METADATA_KEYS_SIZE + 1),
+            "6145 entries of metadata, the limit is 6144",
+        ),
     ],
 )
 async def test_bad_metadata(
@@ -716,6 +767,12 @@ async def test_resource_usage(tmp_path: Path) -> None:
         assert (full.volumes[0].volume, full.volumes[0].used) == ("/", 3)
         assert empty.memory_used is None
         assert empty.collected_at == NOW
+
+        # Those that would not be kept are not looked at.
+        wrong = Datapoint(memory=Datapoint.MemoryUsage(used=-1))
+        many = [wrong, *[point] * MAX_RESOURCE_USAGES]
+        request = pb.PushResourcesMonitoringUsageRequest(datapoints=many)
+        await ask(push, request, pb.PushResourcesMonitoringUsageResponse)
 
         point.memory.used = -1
         bad = pb.PushResourcesMonitoringUsageRequest(datapoints=[point])

@@ -142,7 +142,7 @@ async def test_a_resume_token_gives_the_id_back(
 ) -> None:
     async with open_rig(tmp_path) as rig, open_api(rig, NETWORKING_ROUTES) as api:
         mine = UUID("8c7d5f4e-0b1a-4c2d-9e3f-a1b2c3d4e5f6")
-        token = rig.context.resume_tokens.issue(mine).token
+        token = rig.context.resume_tokens.issue(mine, rig.alice.id).token
         async with (
             api.call(
                 f"/api/v2/tailnet?resume_token={token}", token=rig.token
@@ -152,6 +152,22 @@ async def test_a_resume_token_gives_the_id_back(
             await call.send(b"")
             assert await call.receive() == b"coordinated"
         assert rig.coordinator.calls[0]["peer_id"] == mine
+
+
+async def test_a_resume_token_is_of_no_use_to_others(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        router = Router(rig.context, NETWORKING_ROUTES)
+        token = rig.context.resume_tokens.issue(UUID(int=5), rig.alice.id).token
+        answer = await fetch(
+            router,
+            "GET",
+            f"/api/v2/tailnet?resume_token={token}",
+            token=rig.bob_token,
+        )
+        assert answer.status == 401
+        body = body_of(answer)
+        assert body["message"] == "Invalid resume token"
+        assert body["detail"] == "issued for another user"
 
 
 async def test_a_users_client_is_judged_by_tunnel(

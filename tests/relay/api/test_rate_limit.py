@@ -226,6 +226,21 @@ def test_endpoints_that_give_tokens_out_have_a_lower_limit() -> None:
     assert limit(get("/api/v2/users/me/keys"), user(1)) is not None
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v2/users/me/keys/",
+        "/api/v2/users/alice/keys",
+        f"/api/v2/users/{AGENT}/keys/",
+        "/api/v2/users/ssh/keys",  # somebody may have that name
+    ],
+)
+def test_other_ways_to_write_it_are_no_way_around(path: str) -> None:
+    limit = RateLimit(100, login_limit=1, clock=Clock())
+    assert limit(get("/api/v2/users/me/keys"), user(1)) is None
+    assert limit(get(path), user(1)) is not None
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/latency-check", "/derp/verify"])
 def test_outside_the_api_there_is_no_limit(path: str) -> None:
     limit = RateLimit(1, clock=Clock())

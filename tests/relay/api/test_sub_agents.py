@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from relay.api.agent_service import AGENT_SERVICE, agent_handlers
-from relay.api.sub_agents import NO_TOKEN
+from relay.api.sub_agents import MAX_APPS, NO_TOKEN
 from relay.store.model import AppHealth
 from tailnet.control.proto import agent_pb2 as pb
 from tailnet.control.server import Handler
@@ -59,6 +59,16 @@ async def test_a_sub_agent_has_an_identity_of_its_own(tmp_path: Path) -> None:
         assert (agent.directory, agent.architecture) == ("/workspaces/x", "arm64")
         assert agent.operating_system == "linux"
         assert list(agent.display_apps) == ["vscode", "port_forwarding_helper"]
+
+
+async def test_too_many_apps(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        request = pb.CreateSubAgentRequest(name="x", apps=[App()] * (MAX_APPS + 1))
+        error = await refusal(handlers(rig)["CreateSubAgent"], request)
+        assert error.text == "101 apps, the limit is 100"
+        assert await listed(rig) == {}
+        answer = await create(rig, apps=[App()] * MAX_APPS)
+        assert len(answer.app_creation_errors) == MAX_APPS
 
 
 async def test_list_has_no_tokens(tmp_path: Path) -> None:

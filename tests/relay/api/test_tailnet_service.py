@@ -16,9 +16,10 @@ from relay.api.tailnet_service import (
 )
 from relay.store.model import User
 from tailnet.control.proto import tailnet_pb2 as pb
-from tailnet.control.server import Handler
+from tailnet.control.server import Handler, ServerCall
 from tailnet.coordinator.auth import ClientAuth
 from tailnet.derp.derpmap import DERPMap
+from tailnet.errors import StoreUnavailableError
 from tests.relay.api.rig import (
     FakeCall,
     Rig,
@@ -155,7 +156,7 @@ async def test_resume_token(tmp_path: Path) -> None:
         answer = await ask(
             handlers(rig)["RefreshResumeToken"], b"", pb.RefreshResumeTokenResponse
         )
-        assert rig.context.resume_tokens.verify(answer.token) == PEER
+        assert rig.context.resume_tokens.verify(answer.token, rig.alice.id) == PEER
         assert answer.refresh_in.seconds == 12 * 3600
         assert answer.expires_at.seconds == 1_800_000_000 + 24 * 3600
 
@@ -285,3 +286,18 @@ async def test_bad_owner(tmp_path: Path) -> None:
             pb.WorkspaceUpdatesRequest(workspace_owner_id=b"short"),
         )
         assert error.text == "parse workspace owner ID: invalid UUID (got 5 bytes)"
+
+
+async def test_coordinate_while_the_store_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a tunnel may be opened is asked there."""
+
+    async def away(call: ServerCall, **peer: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise StoreUnavailableError("the database is locked")
+
+    async with open_rig(tmp_path) as rig:
+        monkeypatch.setattr(rig.coordinator, "coordinate", away)
+        error = await refusal(handlers(rig)["Coordinate"], b"")
+        assert error.text == "database not reachable"

@@ -10,6 +10,7 @@ import pytest
 from relay.store.model import (
     MAX_APP_STATUSES,
     MAX_CONNECTION_REPORTS,
+    MAX_LOG_LINES,
     MAX_LOG_SIZE,
     MAX_METADATA_KEYS,
     MAX_RESOURCE_USAGES,
@@ -217,6 +218,17 @@ async def test_too_many_logs_are_refused_for_good(tmp_path: Path) -> None:
         assert not await store.add_logs(agent_id, SOURCE, lines(""))
         reports = await reports_of(store, house)
         assert (len(reports.logs), reports.logs_overflowed) == (3, True)
+
+
+async def test_empty_lines_are_not_for_nothing(tmp_path: Path) -> None:
+    async with furnished(tmp_path) as (store, house):
+        agent_id = house.agent.agent.id
+        most = lines(*[""] * (MAX_LOG_LINES - 1))
+        assert await store.add_logs(agent_id, SOURCE, most)
+        assert await store.add_logs(agent_id, SOURCE, lines(""))
+        assert not await store.add_logs(agent_id, SOURCE, lines(""))
+        reports = await reports_of(store, house)
+        assert (len(reports.logs), reports.logs_overflowed) == (MAX_LOG_LINES, True)
 
 
 async def test_batch_that_is_too_large_is_refused_whole(tmp_path: Path) -> None:
