@@ -59,9 +59,18 @@ from tailnet.coordinator.resume import ResumeTokens
 from tailnet.coordinator.serve import CoordinatorService
 from tailnet.errors import ConfigError, StoreError
 
-__all__ = ("Server", "open_server")
+__all__ = ("API_ROUTES", "Server", "open_server")
 
 log = structlog.get_logger("relay")
+
+# Every endpoint but the relay's own pages.
+API_ROUTES: Final = (
+    *NETWORKING_ROUTES,
+    *AGENT_ROUTES,
+    *REST_ROUTES,
+    *DEBUG_ROUTES,
+    *VERIFY_ROUTES,
+)
 
 # Its file in the data directory.
 RELAY_KEY: Final = "relay.key"
@@ -307,17 +316,7 @@ class _Sockets:
 def _build_fronts(server: Server, derp: DerpService) -> dict[str, Front]:
     """Who serves the connections of each listener."""
     context, settings = server.context, server.settings
-    router = Router(
-        context,
-        (
-            *NETWORKING_ROUTES,
-            *AGENT_ROUTES,
-            *REST_ROUTES,
-            *DEBUG_ROUTES,
-            *VERIFY_ROUTES,
-        ),
-        limit=RateLimit(settings.api_rate_limit or 0),
-    )
+    router = Router(context, API_ROUTES, limit=RateLimit(settings.api_rate_limit or 0))
     # Coder's server says its version in every answer, not only in the API's; but
     # a raw upgrade to DERP is answered past its HTTP server.
     headers = ((VERSION_HEADER, context.version),)
