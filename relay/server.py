@@ -21,7 +21,7 @@ import trio
 
 from relay.addresses import ListenAddress
 from relay.api.agent_session import AGENT_ROUTES
-from relay.api.context import ApiContext
+from relay.api.context import VERSION_HEADER, ApiContext
 from relay.api.debug import DEBUG_ROUTES
 from relay.api.derp_verify import VERIFY_ROUTES, coordinator_admission
 from relay.api.identity import (
@@ -59,9 +59,18 @@ from tailnet.coordinator.resume import ResumeTokens
 from tailnet.coordinator.serve import CoordinatorService
 from tailnet.errors import ConfigError, StoreError
 
-__all__ = ("Server", "open_server")
+__all__ = ("API_ROUTES", "Server", "open_server")
 
 log = structlog.get_logger("relay")
+
+# Every endpoint but the relay's own pages.
+API_ROUTES: Final = (
+    *NETWORKING_ROUTES,
+    *AGENT_ROUTES,
+    *REST_ROUTES,
+    *DEBUG_ROUTES,
+    *VERIFY_ROUTES,
+)
 
 # Its file in the data directory.
 RELAY_KEY: Final = "relay.key"
@@ -307,21 +316,15 @@ class _Sockets:
 def _build_fronts(server: Server, derp: DerpService) -> dict[str, Front]:
     """Who serves the connections of each listener."""
     context, settings = server.context, server.settings
-    router = Router(
-        context,
-        (
-            *NETWORKING_ROUTES,
-            *AGENT_ROUTES,
-            *REST_ROUTES,
-            *DEBUG_ROUTES,
-            *VERIFY_ROUTES,
-        ),
-        limit=RateLimit(settings.api_rate_limit or 0),
-    )
+    router = Router(context, API_ROUTES, limit=RateLimit(settings.api_rate_limit or 0))
+    # Coder's server says its version in every answer, not only in the API's; but
+    # a raw upgrade to DERP is answered past its HTTP server.
+    headers = ((VERSION_HEADER, context.version),)
     fronts = {
-        "http": Front(derp=server.derp),
+        "http": Front(derp=server.derp, headers=headers),
         "https": Front(
             derp=server.derp,
+            headers=headers,
             tls_context=(
                 None if server.certificates is None else server.certificates.current
             ),
@@ -344,12 +347,18 @@ def _build_fronts(server: Server, derp: DerpService) -> dict[str, Front]:
             switch_name=server.switch.name,
             serves_derp=server.derp is not None,
         )
-        front.pages = partial(_answer, router, site)
+        front.pages = partial(_answer, router, site, headers)
     return fronts
 
 
-async def _answer(router: Router, site: Site, request: Request) -> Response | Takeover:
+async def _answer(
+    router: Router,
+    site: Site,
+    headers: tuple[tuple[str, str], ...],
+    request: Request,
+) -> Response | Takeover:
     """The API answers what is its own, and the relay's pages all else."""
     if router.knows(request.path):
         return await router.answer(request)
-    return site.answer(request)
+    page = site.answer(request)
+    return replace(page, headers=(*page.headers, *headers))

@@ -254,15 +254,22 @@ async def send_only(
     Args:
         link: Is read meanwhile, so that pings and the end are noticed.
         send: Sends; ends when the client does.
+
+    Raises:
+        RemoteProtocolError: The client broke the rules of websockets.
     """
+    fault: RemoteProtocolError | None = None
     async with trio.open_nursery() as nursery:
 
         async def ignore() -> None:
+            nonlocal fault
             try:
                 while await link.receive():
                     pass
-            except (OSError, RemoteProtocolError):
+            except OSError:
                 pass  # this was its last word
+            except RemoteProtocolError as exc:
+                fault = exc
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(ignore)
@@ -271,6 +278,8 @@ async def send_only(
         except OSError:
             pass  # as above
         nursery.cancel_scope.cancel()
+    if fault is not None:
+        raise fault
 
 
 def _judge_origin(request: Request) -> WebsocketAnswer | None:

@@ -55,6 +55,7 @@ class MessageSocket:
 
     Attributes:
         pongs: Answers to our Pings so far.
+        fault: What the client has done wrong; None if nothing.
     """
 
     def __init__(self, wire: Wire, received: bytes) -> None:
@@ -64,6 +65,7 @@ class MessageSocket:
         self._parts: list[Message] = []
         self._size = 0
         self.pongs = 0
+        self.fault: str | None = None
 
     async def receive(self) -> Message | None:
         """The next message, text or bytes; None at the end, however it came.
@@ -84,11 +86,14 @@ class MessageSocket:
                         self.pongs += 1
                     case CloseConnection():
                         # wsproto answers a broken rule with the same event.
+                        if self._connection.state is ConnectionState.OPEN:
+                            self.fault = event.reason or "broken frame"
                         if self._connection.state is not ConnectionState.CLOSED:
                             await self._send(event.response())
                         return None
             if self._size > MAX_MESSAGE_LEN:
-                await self.close(CLOSE_TOO_BIG, "message too big")
+                self.fault = "message too big"
+                await self.close(CLOSE_TOO_BIG, self.fault)
             if self._connection.state is not ConnectionState.OPEN:
                 return None
             data = await self._wire.receive()
@@ -172,6 +177,8 @@ def accept_messages(
         except (OSError, TlsError) as exc:
             log.info("a websocket broke", path=path, reason=str(exc))
             return
+        if messages.fault is not None:
+            log.info("a websocket broke", path=path, reason=messages.fault)
         await wire.linger()
 
     return Takeover(run)

@@ -61,7 +61,6 @@ def store_refusal(method: str, exc: StoreError) -> RpcError:
     if isinstance(exc, StoreUnavailableError):
         log.error("the store does not answer", method=method, reason=str(exc))
         return RpcError("database not reachable")
-    log.info("call refused", method=method, reason=str(exc))
     return RpcError(str(exc))
 
 

@@ -237,7 +237,12 @@ def encode_answer(
 
 
 def encode_switch(headers: Iterable[tuple[str, str]]) -> bytes:
-    """Encode a 101, after which the connection speaks another protocol."""
+    """Encode a 101, after which the connection speaks another protocol.
+
+    Args:
+        headers: Without Date, which Go's server gives websockets too.
+    """
     lines = ["HTTP/1.1 101 Switching Protocols"]
     lines += (f"{name}: {value}" for name, value in headers)
+    lines.append(f"Date: {formatdate(usegmt=True)}")
     return "\r\n".join((*lines, "", "")).encode("latin-1")

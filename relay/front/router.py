@@ -88,12 +88,14 @@ class Front:
         pages: Answers every other request, or takes its connection over.
         tls_context: Returns the context for the next connection, or None if
             the port is plain.
+        headers: For answers to websocket upgrades of ``/derp``.
         statistics: Counted here.
     """
 
     derp: DerpService | None
     pages: Application = _no_page
     tls_context: Callable[[], ssl.SSLContext] | None = None
+    headers: tuple[tuple[str, str], ...] = ()
     statistics: FrontStatistics = field(default_factory=FrontStatistics)
     _is_draining: bool = False
     _idle: set[trio.CancelScope] = field(default_factory=set)
@@ -181,12 +183,15 @@ class Front:
             ):
                 refusal = go_error(judged.status, judged.text)
                 response = replace(
-                    refusal, headers=(*judged.text_headers(), *refusal.headers)
+                    refusal,
+                    headers=(*judged.text_headers(), *refusal.headers, *self.headers),
                 )
             else:
                 if not first:  # the deadline was that of an idle one
                     deadline.deadline = trio.current_time() + HANDSHAKE_TIMEOUT
-                await _serve_derp(derp, wire, reader, head, upgrade, remote)
+                await _serve_derp(
+                    derp, wire, reader, head, upgrade, remote, self.headers
+                )
                 return None
             keep_alive = (
                 head.keep_alive and not response.close and not self._is_draining
@@ -238,11 +243,12 @@ async def _serve_derp(
     head: HttpRequest,
     upgrade: UpgradeRequest,
     remote: tuple[str, int] | None,
+    headers: tuple[tuple[str, str], ...],
 ) -> None:
     websocket = None
     if upgrade.kind is UpgradeKind.WEBSOCKET:
         answer = _judge_websocket(head)
-        await wire.send(encode_switch(answer.text_headers()))
+        await wire.send(encode_switch((*answer.text_headers(), *headers)))
         websocket = WebsocketStream(server=True)
         if not answer.speaks_derp:
             websocket.close(CLOSE_POLICY_VIOLATION, MUST_SPEAK_DERP)

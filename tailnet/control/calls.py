@@ -169,6 +169,11 @@ class Call:
         if self._eof and (
             len(messages) < MAX_WAITING_MESSAGES or not decoder.undecoded
         ):
+            if decoder.is_inside_packet and not self.ended:
+                # reader.go: io.ErrUnexpectedEOF.
+                cut = RemoteProtocolError("the stream ended inside a packet")
+                self._session.fail_call(self, cut)
+                return
             self._end(was_cut=True)
         # What is part of an unfinished packet is out of the way too: else a
         # message longer than the window could never come.

@@ -168,6 +168,11 @@ class PacketDecoder:
         return len(self._buffer) + (0 if packet is None else len(packet))
 
     @property
+    def is_inside_packet(self) -> bool:
+        """Whether a packet has begun and is not whole."""
+        return bool(self._buffer) or self._packet is not None
+
+    @property
     def undecoded(self) -> int:
         """Bytes that ``next_packet`` has not looked at."""
         return len(self._buffer)

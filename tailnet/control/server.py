@@ -17,7 +17,7 @@ from tailnet.control.calls import Call
 from tailnet.control.drpc import UNIMPLEMENTED
 from tailnet.control.drpc_stream import CallState, Invoked
 from tailnet.control.link import Link
-from tailnet.control.session import Session
+from tailnet.control.session import MAX_LOGGED_REFUSALS, Session
 from tailnet.control.yamux import MAX_STREAMS, Role, YamuxStream
 from tailnet.errors import ProtocolError, RpcError
 
@@ -114,6 +114,8 @@ class ServerCall(Call):
         while isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
             exc = exc.exceptions[0]
         if isinstance(exc, RpcError):
+            if not self.ended:  # else nobody is told
+                self._log_refusal(exc)
             return exc
         if self.ended and isinstance(exc, trio.BrokenResourceError):
             return None  # from ``send``
@@ -122,6 +124,17 @@ class ServerCall(Call):
             return RpcError(str(exc))
         log.error("rpc handler failed", exc_info=exc, **self.describe())
         return RpcError(_PANIC)
+
+    def _log_refusal(self, exc: RpcError) -> None:
+        session = self._session
+        session.refused_calls += 1
+        # What a newer client tries, and does without, is no news; nor is the
+        # same again and again.
+        is_news = (
+            exc.code != UNIMPLEMENTED and session.refused_calls <= MAX_LOGGED_REFUSALS
+        )
+        note = log.info if is_news else log.debug
+        note("rpc call refused", reason=str(exc), **self.describe())
 
     def finish(self, error: RpcError | None = None) -> None:
         """Say the last word, and wait for the client to close the stream."""
@@ -232,8 +245,8 @@ async def serve_rpc(
         finally:
             end = session.end
             assert end is not None
-            note = log.info if end.is_fault else log.debug
-            note(
+            is_fault = end.is_fault or session.refused_streams
+            (log.info if is_fault else log.debug)(
                 "rpc session ended",
                 reason=end.reason,
                 code=end.code,

@@ -48,6 +48,7 @@ __all__ = (
     "CLOSE_TIMEOUT",
     "MAX_FAILED_CALLS",
     "MAX_HELD_LEN",
+    "MAX_LOGGED_REFUSALS",
     "MAX_UNREAD_CONTROL_LEN",
     "WRITE_TIMEOUT",
     "Session",
@@ -72,6 +73,9 @@ MAX_UNREAD_CONTROL_LEN: Final = 64 << 10
 
 # Ours: calls of one session that break dRPC, each of which is logged.
 MAX_FAILED_CALLS: Final = 16
+
+# Ours: refused calls of one session that are more than a debug line.
+MAX_LOGGED_REFUSALS: Final = 64
 
 # Above this many bytes, ``wait_writable`` waits.
 _HIGH_WATER: Final = 64 << 10
@@ -119,6 +123,7 @@ class Session:
         end: How it ended; None while it lives.
         ended: Set at the end.
         keepalive: The pings; has the time of the last answer.
+        refused_calls: Calls that were answered with an error.
     """
 
     # A message to thousands of sessions costs as much for finding them in
@@ -144,6 +149,7 @@ class Session:
         self.calls: dict[int, Call] = {}
         self.end: SessionEnd | None = None
         self.ended = trio.Event()
+        self.refused_calls = 0
         self.room = trio.lowlevel.ParkingLot()
         self._yamux = YamuxConnection(
             role, max_streams=0 if make_call is None else max_streams

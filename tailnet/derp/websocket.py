@@ -256,8 +256,10 @@ class WebsocketStream:
                     chunks.append(bytes(event.data))
                 case Ping():
                     # RFC 6455 5.5.3: of Pings not answered yet, the last one
-                    # is enough. So a flood of them costs no memory.
-                    self._pong = bytes(self._connection.send(event.response()))
+                    # is enough. So a flood of them costs no memory. Behind our
+                    # Close there is no Pong any more (5.5.1).
+                    if self._connection.state is ConnectionState.OPEN:
+                        self._pong = bytes(self._connection.send(event.response()))
                 case CloseConnection():
                     self._handle_close(event)
                 case _:  # a Pong, also one nobody asked for: RFC 6455 5.5.3

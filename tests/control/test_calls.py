@@ -125,6 +125,29 @@ async def test_end_of_the_stream_comes_behind_the_messages(
         assert peer.packets(1) == []
 
 
+@pytest.mark.parametrize("cut", [1, 3, 4, 6])
+async def test_end_of_the_stream_inside_a_message(
+    cut: int, autojump_clock: MockClock
+) -> None:
+    """The call is broken, not only over; what came before it is there."""
+    gate = Gate()
+    half = encode_packet(Kind.MESSAGE, 1, 3, b"half")[:cut]
+    async with raw_client({METHOD: gate}) as peer:
+        with structlog.testing.capture_logs() as logs:
+            peer.open(1, request(METHOD, b"whole", done=False) + half)
+            await peer.settle()
+            assert logs == []
+            peer.fin(1)
+            await peer.settle()
+        (entry,) = logs
+        assert entry["event"] == "rpc call failed"
+        assert entry["reason"] == "the stream ended inside a packet"
+        assert peer.flags(1) == [ACK, RST]
+        gate.let(2)
+        await peer.settle()
+        assert gate.taken == [b"whole", None]
+
+
 @pytest.mark.parametrize(
     ("last", "cut"),
     [

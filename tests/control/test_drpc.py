@@ -188,6 +188,7 @@ def test_what_is_held() -> None:
     decoder.receive_data(frame(1, 1, done=False) + b"\x05\x01")
     assert decoder.next_packet() is None
     assert (decoder.held, decoder.undecoded) == (3, 2)
+    assert decoder.is_inside_packet
     decoder.receive_data(frame(1, 1)[2:] + b"more")
     assert decoder.next_packet() == Packet(1, 1, 2, b"xx")
     assert (decoder.held, decoder.undecoded) == (4, 4)

@@ -13,7 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tailnet.control.client import RpcClient, open_rpc_client
-from tailnet.control.drpc import Kind, Packet, encode_packet
+from tailnet.control.drpc import UNIMPLEMENTED, Kind, Packet, encode_packet
 from tailnet.control.server import (
     CALL_GRACE,
     HANDLERS_PER_STREAM,
@@ -22,6 +22,7 @@ from tailnet.control.server import (
     serve_rpc,
     unary,
 )
+from tailnet.control.session import MAX_LOGGED_REFUSALS
 from tailnet.control.yamux_frames import ACK, FIN, SYN, FrameType, encode_header
 from tailnet.errors import (
     LocalProtocolError,
@@ -341,6 +342,41 @@ async def test_protocol_errors_of_handlers_are_answers(
             with pytest.raises(RpcError, match="a message that is none"):
                 await r.client.unary(ECHO, b"")
     assert [e["event"] for e in logs] == ["rpc call failed", "rpc session ended"]
+
+
+async def test_refusals_are_logged(autojump_clock: MockClock) -> None:
+    """Each of them, until it is nothing new, and what is not there in a whisper."""
+
+    async def handle(call: ServerCall, message: bytes) -> bytes:
+        raise RpcError("no such thing", int(message))
+
+    with structlog.testing.capture_logs() as logs:
+        async with rig({ECHO: unary(handle)}) as r:
+            for code in (0, UNIMPLEMENTED, *[7] * MAX_LOGGED_REFUSALS):
+                with pytest.raises(RpcError):
+                    await r.client.unary(ECHO, b"%d" % code)
+    refused = [entry for entry in logs if entry["event"] == "rpc call refused"]
+    assert {(e["reason"], e["method"]) for e in refused} == {("no such thing", ECHO)}
+    levels = [entry["log_level"] for entry in refused]
+    assert levels[:3] == ["info", "debug", "info"]
+    assert levels[-3:] == ["info", "debug", "debug"]
+    assert len(levels) == MAX_LOGGED_REFUSALS + 2
+
+
+async def test_a_refusal_that_nobody_hears_is_not_logged(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(call: ServerCall) -> None:
+        while await call.receive() is not None:
+            pass
+        raise RpcError("EOF")
+
+    with structlog.testing.capture_logs() as logs:
+        async with raw_client({METHOD: handle}) as peer:
+            peer.open(1, request(METHOD, b"x", done=False))
+            peer.fin(1)
+            await peer.settle()
+    assert [entry["event"] for entry in logs] == ["rpc session ended"]
 
 
 async def test_one_message_to_many(autojump_clock: MockClock) -> None:

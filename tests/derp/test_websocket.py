@@ -604,6 +604,19 @@ def test_a_ping_gets_its_pong() -> None:
     assert server.pongs == 1
 
 
+@pytest.mark.parametrize("is_server", [True, False])
+def test_a_ping_that_meets_our_close_gets_no_pong(is_server: bool) -> None:
+    ours = WebsocketStream(server=is_server)
+    theirs = WebsocketStream(server=not is_server)
+    crossing = theirs.encode_ping() + theirs.encode(b"late")
+    ours.close()
+    assert theirs.receive_data(ours.data_to_send()) == b""
+    assert ours.receive_data(crossing) == b"late"
+    assert not ours.pending
+    assert ours.receive_data(theirs.data_to_send()) == b""
+    assert (ours.closed, ours.close_code) == (True, 1000)
+
+
 def test_no_ping_after_a_close() -> None:
     server = WebsocketStream(server=True)
     server.close()

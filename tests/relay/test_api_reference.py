@@ -7,20 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from relay.api.agent_session import AGENT_ROUTES
-from relay.api.debug import DEBUG_ROUTES
 from relay.api.debug_view import VIEW_VERSION
 from relay.api.derp_verify import VERIFY_ROUTES
-from relay.api.networking import NETWORKING_ROUTES
-from relay.api.rest import REST_ROUTES
 from relay.api.router import Auth, Route
+from relay.server import API_ROUTES
 from tailnet.control.proto import agent_pb2, tailnet_pb2
 from tests.modules import ROOT
 
 REFERENCE = Path(ROOT / "docs/reference/api.md").read_text("utf-8")
-ROUTES = (
-    *NETWORKING_ROUTES, *AGENT_ROUTES, *REST_ROUTES, *DEBUG_ROUTES, *VERIFY_ROUTES,
-)  # fmt: skip
 
 # How the reference calls them.
 WHO = {
@@ -46,7 +40,7 @@ def rows() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "route", ROUTES, ids=lambda route: f"{route.method} {route.pattern}"
+    "route", API_ROUTES, ids=lambda route: f"{route.method} {route.pattern}"
 )
 def test_endpoint_has_its_row(route: Route) -> None:
     who = rows()[f"{route.method} {route.pattern}"]
@@ -57,7 +51,7 @@ def test_endpoint_has_its_row(route: Route) -> None:
 
 
 def test_no_row_is_of_an_endpoint_that_is_not_there() -> None:
-    there = {f"{route.method} {route.pattern}" for route in ROUTES}
+    there = {f"{route.method} {route.pattern}" for route in API_ROUTES}
     assert set(rows()) - there == {"GET /derp", "GET /derp/latency-check"}
 
 

@@ -188,6 +188,23 @@ async def test_a_sender_ends_when_its_client_does(
         await ended.wait()
 
 
+async def test_who_only_sends_hears_of_broken_rules(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    faults: list[str] = []
+
+    async def serve(link: WebsocketLink) -> None:
+        with pytest.raises(RemoteProtocolError) as info:
+            await send_only(link, lambda _: trio.sleep_forever())
+        faults.append(str(info.value))
+
+    async with connected(serve) as (client, websocket):
+        answer = await client.ask(bytes.fromhex("820100"))
+        websocket.receive_data(answer)
+        assert websocket.close_code == 1002
+    assert len(faults) == 1
+
+
 @pytest.mark.parametrize(
     ("extra", "status", "text"),
     [

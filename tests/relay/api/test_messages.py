@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from wsproto.connection import Connection, ConnectionType
@@ -235,3 +236,29 @@ async def test_what_is_no_websocket(
         answer = await answering(rig, echo)(Request("GET", "/x", "/x", headers=foreign))
         assert isinstance(answer, Response)
         assert answer.status == 403
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (bytes.fromhex("810178"), 1002),
+        (bytes.fromhex("8181 00000000 ff"), 1007),
+        (bytes.fromhex("82fe 8001 00000000") + bytes(MAX_MESSAGE_LEN + 1), 1009),
+    ],
+    ids=["unmasked", "no-text", "too-big"],
+)
+async def test_what_a_client_does_wrong_is_logged(
+    data: bytes, code: int, tmp_path: Path
+) -> None:
+    async def serve(messages: MessageSocket) -> None:
+        assert await messages.receive() is None
+
+    with structlog.testing.capture_logs() as logs:
+        async with connected(tmp_path, serve) as peer:
+            await peer.raw(data)
+            event = await peer.receive()
+            assert isinstance(event, CloseConnection)
+            assert event.code == code
+    (entry,) = logs
+    assert (entry["event"], entry["path"]) == ("a websocket broke", "/x")
+    assert entry["reason"]

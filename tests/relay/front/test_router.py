@@ -266,3 +266,20 @@ async def test_garbage_ends_at_once(
         client = Client(make(tls=tls), nursery)
         await client.ask(b"\0\1\2garbage\r\n\r\n" * 9)
         assert await client.time_until_closed() <= 1
+
+
+async def test_headers_of_websockets(autojump_clock: trio.testing.MockClock) -> None:
+    """A server may say more in the answers that are not its pages'."""
+    async with trio.open_nursery() as nursery:
+        front = make()
+        front.headers = (("X-Server", "1"),)
+        for request, expected in (
+            (WEBSOCKET, True),
+            (WEBSOCKET.replace(b"13", b"12"), True),
+            (UPGRADE, False),  # answered past the HTTP server
+        ):
+            client = Client(front, nursery)
+            answer = await client.ask(request)
+            assert (b"\r\nX-Server: 1\r\n" in answer) == expected
+            client.sock.close()
+        nursery.cancel_scope.cancel()
