@@ -51,6 +51,8 @@ async def open_ports(
 ) -> AsyncIterator[trio.Nursery]:
     """Serve ports while the ``async with`` body runs.
 
+    An exception of the body stops all at once, and comes out as it is.
+
     Args:
         ports: Where connections come in.
         switch: Runs meanwhile.
@@ -62,6 +64,7 @@ async def open_ports(
         A nursery for services that go on until everything is drained.
     """
     ports = list(ports)
+    failure: Exception | None = None
     async with trio.open_nursery() as services:
         services.start_soon(switch.run)
         services.start_soon(_watch_events, switch)
@@ -76,16 +79,25 @@ async def open_ports(
                     port.front.serve,
                     sessions,
                 )
-            yield services
-            stop()
-            acceptors.cancel_scope.cancel()
-            for port in ports:
-                port.front.drain()
-            end = trio.current_time() + drain_timeout
-            sessions.cancel_scope.deadline = end
-        with trio.move_on_at(end):
-            await switch.wait_flushed()
-        services.cancel_scope.cancel()
+            try:
+                yield services
+            except Exception as exc:
+                # Kept out of the nurseries, which would wrap it in groups.
+                failure = exc
+                services.cancel_scope.cancel()
+            else:
+                stop()
+                acceptors.cancel_scope.cancel()
+                for port in ports:
+                    port.front.drain()
+                end = trio.current_time() + drain_timeout
+                sessions.cancel_scope.deadline = end
+        if failure is None:
+            with trio.move_on_at(end):
+                await switch.wait_flushed()
+            services.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _watch_events(switch: Switch) -> None:

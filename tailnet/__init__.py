@@ -1,19 +1,19 @@
-"""A DERP relay, and the library it is made of.
+"""A DERP relay, a tailnet coordinator, and the library they are made of.
 
 How the library is layered, lowest first:
 
 - ``errors`` and ``keys`` know nothing of any protocol; ``proxy``,
   ``tls_stream`` and ``transport`` lead to a host, whatever is spoken there.
-- One folder per protocol (``derp``, ``stun``): bytes in and bytes out, no
-- ``errors`` and ``keys`` know nothing of any protocol.
-- One folder per protocol (``derp``, ``stun``, ``control``): bytes in and bytes out, no
-  sockets, no clocks, no tasks. Both ends of each protocol live there.
+- One folder per protocol (``derp``, ``stun``, ``control``, ``coordinator``):
+  bytes in and bytes out, no sockets, no clocks, no tasks. Both ends of each
+  protocol live there.
 - ``derp/client.py`` puts the DERP protocol on trio sockets; ``control/server.py``
   and ``control/client.py`` put the control protocol on a websocket.
-- The relay program is the package ``relay`` beside this one; the library
+- ``sdk`` is a client of a server's API: ``tailnet.sdk.controller``.
+- The server programs are the package ``relay`` beside this one; the library
   never imports it.
 
-What is public is re-exported here, in ``__all__``.
+What is public is re-exported here, in ``__all__``; ``sdk`` is not.
 """
 
 from __future__ import annotations

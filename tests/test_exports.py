@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 import types
 from pathlib import Path
 
 import pytest
 
+import relay
 import tailnet
-from tests.modules import dotted, modules, parsed
+from tests.modules import ROOT, dotted, modules, parsed
 
 
 def code_modules() -> list[Path]:
@@ -95,3 +98,48 @@ def test_every_error_is_exported() -> None:
     from tailnet import errors
 
     assert set(errors.__all__) <= set(tailnet.__all__)
+
+
+def named_for_type_checkers() -> dict[str, str]:
+    """What ``relay`` exports, and the module that each name is from."""
+    found: dict[str, str] = {}
+    for node in ast.walk(parsed(Path("relay/__init__.py"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("relay."):
+            assert all(alias.asname is None for alias in node.names)
+            found |= {alias.name: str(node.module) for alias in node.names}
+    return found
+
+
+def test_the_server_exports_what_type_checkers_know() -> None:
+    known = named_for_type_checkers()
+    assert relay.__all__ == tuple(sorted(known, key=sort_key))
+    assert set(relay.__all__) <= set(dir(relay))
+    for name, home in known.items():
+        module = importlib.import_module(home)
+        assert name in module.__all__, f"{home}.{name}"
+        assert getattr(relay, name) is getattr(module, name)
+
+
+def test_the_server_exports_nothing_else() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'open_nothing'"):
+        _ = relay.open_nothing  # type: ignore[attr-defined]
+
+
+def test_the_server_is_loaded_when_it_is_used() -> None:
+    """The commands of operators import the store, and start fast."""
+    code = """
+import sys
+import relay.store.sql_store
+print([name for name in ("relay.app", "relay.server") if name in sys.modules])
+from relay import open_server
+print("relay.server" in sys.modules, open_server.__module__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines() == ["[]", "True relay.server"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import pytest
 import trio
 import trio.testing
 
@@ -106,3 +107,34 @@ async def test_who_is_between_two_requests_holds_nothing_up(
             assert client.recv(1) == b""
     for client in silent, between, asking, half:
         client.close()
+
+
+async def test_an_error_in_the_body_ends_all_at_once_and_is_not_wrapped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    entered = trio.Event()
+
+    async def talk(wire: Wire, rest: bytes) -> None:
+        entered.set()
+        await trio.sleep_forever()
+
+    async def answer(request: Request) -> Response | Takeover:
+        return Takeover(talk)
+
+    def stop() -> None:
+        raise AssertionError("there is nothing graceful about it")
+
+    async def serve(port: Port) -> None:
+        async with open_ports([port], PureSwitch(), 5, stop):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await entered.wait()
+            raise ZeroDivisionError
+
+    started = trio.current_time()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        client = socket.create_connection(listener.getsockname())
+        with pytest.raises(ZeroDivisionError):
+            await serve(Port(listener, Front(derp=None, pages=answer)))
+    assert trio.current_time() == started
+    client.close()
