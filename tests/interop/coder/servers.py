@@ -129,6 +129,15 @@ class Server:
         """Delete a workspace, and its agent with it."""
         await self._hands.delete_workspace(name)
 
+    async def operate(self, *commands: Sequence[str]) -> list[Json]:
+        """Run ``tailnet`` commands on the data of a server of ours.
+
+        Returns:
+            Their JSON, of those that have any.
+        """
+        assert isinstance(self._hands, _Operator)
+        return await self._hands.run(*commands)
+
 
 @contextlib.asynccontextmanager
 async def open_server(
@@ -142,6 +151,7 @@ async def open_server(
     force_websockets: bool = False,
     agents: int = 1,
     tls: bool = False,
+    flags: Sequence[str | Path] = (),
     wrapper: Sequence[str | Path] = (),
 ) -> AsyncIterator[Server]:
     """Run a server while the block runs.
@@ -158,6 +168,7 @@ async def open_server(
         agents: Number of workspaces, each with one agent.
         tls: HTTPS alone, with a certificate of an authority in the folder.
             Not for the reference.
+        flags: More of them.
         wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +182,7 @@ async def open_server(
             *("--agents", str(agents)),
             *(["--block-direct"] if block_direct else []),
             *(["--force-websockets"] if force_websockets else []),
+            *map(str, flags),
             wrapper=wrapper,
         )
     else:
@@ -188,6 +200,7 @@ async def open_server(
             *("--access-url", url),
             *(["--block-direct-connections"] if block_direct else []),
             *(["--derp-force-websockets"] if force_websockets else []),
+            *map(str, flags),
             agents=agents,
             wrapper=wrapper,
         )
