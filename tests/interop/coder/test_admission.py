@@ -90,8 +90,8 @@ async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> N
         ):
             assert await connections(inside) == 2
             assert (await inside.counters())["relay_clients_refused"] == 0
-            said = gone.program.log
-            assert "derp-999" in said
+            # Its first dial is Connect, those to come are Recv.
+            assert "derphttp.Client.Recv" not in gone.program.log
 
             await server.operate(("agent", "delete", "owner/ws1/main"))
             deleted = time.monotonic()
@@ -105,7 +105,7 @@ async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> N
             with trio.fail_after(30):
                 while not (await inside.counters())["relay_clients_refused"]:
                     await trio.sleep(0.2)
-            assert "recv error" in gone.program.log.removeprefix(said)
+            assert "derphttp.Client.Recv" in gone.program.log
             assert await connections(inside) == 1
 
             # Nobody else is meant.
@@ -113,11 +113,9 @@ async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> N
             assert inside.server.agents[1].id in await inside.peers()
 
 
-async def test_client_and_agent_are_admitted_and_strangers_are_not(
+async def test_real_peers_are_admitted_at_once(
     network: Network, tmp_path: Path
 ) -> None:
-    """Strangers are derpprobe's: real clients of a relay, with keys of their own."""
-    in_b = network.enter(network.b)
     with trio.fail_after(90):
         async with (
             admitting_server(network, tmp_path) as (server, inside),
@@ -128,7 +126,7 @@ async def test_client_and_agent_are_admitted_and_strangers_are_not(
             report = await run_client(
                 *(server, agent, tmp_path / "client"),
                 *("--block-endpoints", "--echo-bytes", "100000"),
-                wrapper=in_b,
+                wrapper=network.enter(network.b),
             )
             assert report["ok"], report
             assert report["path"] == "derp"

@@ -16,6 +16,7 @@ from typing import Final
 import pytest
 import trio
 
+from relay.store.database import READERS
 from tests.interop.coder.inside import Inside, Usage, open_inside
 from tests.interop.coder.peers import AgentProgram, JsonLines, open_agent, open_client
 from tests.interop.coder.servers import Server, ServerKind, open_server
@@ -32,6 +33,9 @@ PATIENCE: Final = 45.0  # seconds; clients' back-off alone is up to 10
 
 # Websockets are pinged each 15 s, and the answer may take as long.
 SILENCE: Final = 35.0
+
+# Descriptors of SQLite connections that are opened when they are needed.
+DATABASE: Final = 3 * (READERS + 1)
 
 MIB: Final = 1 << 20
 # Of the server's memory: for a peer that is here, and left behind of them all.
@@ -146,7 +150,7 @@ class Crowd:
                 await trio.sleep(POLL)
         after = self.usage()
         assert after.sockets == idle.sockets
-        assert after.descriptors <= idle.descriptors + 5  # of the database
+        assert after.descriptors <= idle.descriptors + DATABASE
         return after
 
     async def leave(self) -> None:
