@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 import trio
 import trustme
@@ -172,8 +173,8 @@ async def open_server(
         wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ca_file = _issue_certificate(folder, host) if tls else None
     url = access_url or f"{'https' if tls else 'http'}://{host}:{port}"
+    ca_file = _issue_certificate(folder, urlsplit(url).hostname or "") if tls else None
     if kind is ServerKind.REFERENCE:
         opened = _open_reference(
             folder,

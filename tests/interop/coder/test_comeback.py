@@ -154,7 +154,9 @@ async def test_every_pair_is_whole_again(
                 ]
                 await wait_whole(pairs, RETURN)
                 before = [pair.ids() for pair in pairs]
-                assert all(ids[0] == p.agent_id for ids, p in zip(before, pairs))
+                assert all(
+                    ids[0] == p.agent_id for ids, p in zip(before, pairs, strict=True)
+                )
                 assert len({ids[1] for ids in before}) == PAIRS
                 with trio.fail_after(RETURN):
                     while not all(
