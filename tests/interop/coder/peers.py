@@ -106,17 +106,20 @@ class AgentProgram(JsonLines):
 async def open_agent(
     server: Server,
     folder: Path,
-    *,
+    *flags: str,
     number: int = 0,
     wrapper: Sequence[str | Path] = (),
+    timeout: float = 15,
 ) -> AsyncIterator[AgentProgram]:
     """Run Coder's agent while the block runs; it is ready when that begins.
 
     Args:
         server: Whose agent.
         folder: For its files.
+        flags: See ``tests/peers/coder/coderagent``.
         number: Which of the server's agents.
         wrapper: A command that runs it, such as ``ip netns exec``.
+        timeout: Seconds it may take to become ready.
     """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "agent.jsonl"
@@ -126,15 +129,16 @@ async def open_agent(
         *("--url", server.url),
         *("--token", server.agents[number].token),
         *("--dir", folder),
+        *flags,
         log_file=folder / "agent.log",
         stdout=output,
         env=server.environment(folder / "home"),
         name="coderagent",
     ) as program:
         agent = AgentProgram(program, output)
-        start = await agent.wait_event("start")
+        start = await agent.wait_event("start", timeout=timeout)
         agent.echo, agent.sink = start["echo"], start["sink"]
-        await agent.wait_event("ready")
+        await agent.wait_event("ready", timeout=timeout)
         yield agent
 
 

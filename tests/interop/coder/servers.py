@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 import trio
 import trustme
@@ -129,6 +130,15 @@ class Server:
         """Delete a workspace, and its agent with it."""
         await self._hands.delete_workspace(name)
 
+    async def operate(self, *commands: Sequence[str]) -> list[Json]:
+        """Run ``tailnet`` commands on the data of a server of ours.
+
+        Returns:
+            Their JSON, of those that have any.
+        """
+        assert isinstance(self._hands, _Operator)
+        return await self._hands.run(*commands)
+
 
 @contextlib.asynccontextmanager
 async def open_server(
@@ -142,7 +152,7 @@ async def open_server(
     force_websockets: bool = False,
     agents: int = 1,
     tls: bool = False,
-    flags: Sequence[str] = (),
+    flags: Sequence[str | Path] = (),
     wrapper: Sequence[str | Path] = (),
 ) -> AsyncIterator[Server]:
     """Run a server while the block runs.
@@ -159,12 +169,12 @@ async def open_server(
         agents: Number of workspaces, each with one agent.
         tls: HTTPS alone, with a certificate of an authority in the folder.
             Not for the reference.
-        flags: Further ones of the program.
+        flags: More of them.
         wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ca_file = _issue_certificate(folder, host) if tls else None
     url = access_url or f"{'https' if tls else 'http'}://{host}:{port}"
+    ca_file = _issue_certificate(folder, urlsplit(url).hostname or "") if tls else None
     if kind is ServerKind.REFERENCE:
         opened = _open_reference(
             folder,
@@ -173,7 +183,7 @@ async def open_server(
             *("--agents", str(agents)),
             *(["--block-direct"] if block_direct else []),
             *(["--force-websockets"] if force_websockets else []),
-            *flags,
+            *map(str, flags),
             wrapper=wrapper,
         )
     else:
@@ -191,7 +201,7 @@ async def open_server(
             *("--access-url", url),
             *(["--block-direct-connections"] if block_direct else []),
             *(["--derp-force-websockets"] if force_websockets else []),
-            *flags,
+            *map(str, flags),
             agents=agents,
             wrapper=wrapper,
         )

@@ -2,7 +2,7 @@
 //
 // It prints one JSON line for each thing that happens between it and the server: "start" (with the ports of
 // the echo and the sink), "connected", "lifecycle", "node" (its own, as published), "peer" (what the
-// coordinator told it), "ready_for_handshake", "disconnected", "ready" once (lifecycle READY and a node
+// coordinator told it), "derp_map", "ready_for_handshake", "disconnected", "ready" once (lifecycle READY and a node
 // published) and "stopped".
 package main
 
@@ -162,6 +162,35 @@ func (t watchedTailnet) Coordinate(ctx context.Context) (proto.DRPCTailnet_Coord
 		return nil, err
 	}
 	return watchedStream{stream}, nil
+}
+
+func (t watchedTailnet) StreamDERPMaps(
+	ctx context.Context, request *proto.StreamDERPMapsRequest,
+) (proto.DRPCTailnet_StreamDERPMapsClient, error) {
+	stream, err := t.DRPCTailnetClient26.StreamDERPMaps(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	return watchedMaps{stream}, nil
+}
+
+type watchedMaps struct {
+	proto.DRPCTailnet_StreamDERPMapsClient
+}
+
+func (m watchedMaps) Recv() (*proto.DERPMap, error) {
+	derpMap, err := m.DRPCTailnet_StreamDERPMapsClient.Recv()
+	if err != nil {
+		return nil, err
+	}
+	ports := map[int64]int32{}
+	for id, region := range derpMap.Regions {
+		for _, node := range region.Nodes {
+			ports[id] = node.DerpPort
+		}
+	}
+	peer.Emit("derp_map", peer.Event{"ports": ports})
+	return derpMap, nil
 }
 
 type watchedStream struct {

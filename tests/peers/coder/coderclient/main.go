@@ -36,6 +36,7 @@ type options struct {
 	sinkPort       uint
 	sinkBytes      int64
 	hold           time.Duration
+	stay           bool
 }
 
 func main() {
@@ -60,6 +61,7 @@ func main() {
 	flag.UintVar(&o.sinkPort, "sink-port", 0, "port of a sink at the agent")
 	flag.Int64Var(&o.sinkBytes, "sink-bytes", 0, "random bytes to send to the sink, timed")
 	flag.DurationVar(&o.hold, "hold", 0, "stay connected for this long at the end")
+	flag.BoolVar(&o.stay, "stay", false, "stay connected until SIGTERM; on each SIGUSR1 have bytes echoed, and tell")
 	flag.Parse()
 	ctx, cancel := peer.Context()
 	defer cancel()

@@ -71,7 +71,12 @@ func (t *tunnel) exercise(ctx context.Context, o options) error {
 		case <-ctx.Done():
 		case <-time.After(o.hold):
 		}
-		return t.ping(ctx, 1)
+		if err := t.ping(ctx, 1); err != nil {
+			return err
+		}
+	}
+	if o.stay {
+		return t.stay(ctx, uint16(o.port))
 	}
 	return nil
 }
