@@ -209,6 +209,8 @@ async def _run_server(
             stun_port=sockets.port("stun"),
             data_dir=settings.data_dir,
         ) as derp_maps:
+            # Coder's command compares it with its own, and warns of another,
+            # but not of what is no release (buildinfo.go VersionsMatch).
             context = ApiContext(
                 settings=settings,
                 store=store,
@@ -219,7 +221,7 @@ async def _run_server(
                 resume_tokens=ResumeTokens(time.time),
                 deployment_id=await store.deployment_id(),
                 access_url=str(access_url),
-                version=version("tailnet"),
+                version=f"v0.0.0-tailnet+{version('tailnet')}",
             )
             switch = PureSwitch(
                 limits=Limits(

@@ -65,7 +65,11 @@ class Watcher:
     async def _drop_deleted_agents(self) -> None:
         context = self.context
         present = {agent.id for agent in await context.store.list_agents()}
-        for agent_id in context.agent_sessions.agent_ids() - present:
+        # Also those whose channel is lost just now: their keys are known on.
+        known = context.agent_sessions.agent_ids() | context.coordinator.peer_ids(
+            "agent"
+        )
+        for agent_id in known - present:
             log.info("an agent was deleted", agent=str(agent_id))
             context.coordinator.remove_peer(agent_id, DELETED)
             context.agent_sessions.close(agent_id, DELETED)

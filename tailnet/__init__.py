@@ -2,6 +2,9 @@
 
 How the library is layered, lowest first:
 
+- ``errors`` and ``keys`` know nothing of any protocol; ``proxy``,
+  ``tls_stream`` and ``transport`` lead to a host, whatever is spoken there.
+- One folder per protocol (``derp``, ``stun``): bytes in and bytes out, no
 - ``errors`` and ``keys`` know nothing of any protocol.
 - One folder per protocol (``derp``, ``stun``, ``control``): bytes in and bytes out, no
   sockets, no clocks, no tasks. Both ends of each protocol live there.
@@ -45,6 +48,7 @@ from tailnet.derp.frames import (
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.errors import (
     AlreadyExistsError,
+    ApiError,
     AuthorizationError,
     ConfigError,
     ConnectError,
@@ -65,6 +69,7 @@ from tailnet.errors import (
     UnknownAttributesError,
     VersionError,
 )
+from tailnet.headers import HeaderSource, HttpHeaders
 from tailnet.keys import (
     DiscoPrivate,
     DiscoPublic,
@@ -72,9 +77,11 @@ from tailnet.keys import (
     NodePrivate,
     NodePublic,
 )
+from tailnet.proxy import Proxy, ProxyRules
 
 __all__ = (
     "AlreadyExistsError",
+    "ApiError",
     "AuthorizationError",
     "ClientDropReason",
     "ClientInfo",
@@ -94,7 +101,9 @@ __all__ = (
     "DiscoPrivate",
     "DiscoPublic",
     "Disconnected",
+    "HeaderSource",
     "Health",
+    "HttpHeaders",
     "InUseError",
     "InvalidRecordError",
     "KeyFormatError",
@@ -109,6 +118,8 @@ __all__ = (
     "PeerPresent",
     "PeerPresentFlags",
     "ProtocolError",
+    "Proxy",
+    "ProxyRules",
     "RecvPacket",
     "RemoteProtocolError",
     "Restarting",

@@ -8,6 +8,7 @@
     * :exc:`KeyFormatError` -- a text or file is not the key it should be
     * :exc:`DERPMapError` -- a DERP map names something that cannot be
     * :exc:`ConnectError` -- a relay could not be reached, or refused us
+    * :exc:`ApiError` -- the server refused a request, and said why
     * :exc:`VersionError` -- a peer wants an API version that we do not speak
     * :exc:`AuthorizationError` -- a peer asks the coordinator for too much
     * :exc:`ResumeTokenError` -- a resume token is forged, expired or garbage
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 __all__ = (
     "AlreadyExistsError",
+    "ApiError",
     "AuthorizationError",
     "ConfigError",
     "ConnectError",
@@ -94,6 +96,37 @@ class DERPMapError(TailnetError, ValueError):
 
 class ConnectError(TailnetError):
     """A relay could not be reached, or turned us away."""
+
+
+class ApiError(TailnetError):
+    """The server refused a request. The text is one line for people.
+
+    Attributes:
+        status: HTTP status.
+        message: What is wrong.
+        detail: More of it; may be empty.
+        validations: Fields that are wrong, each with what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        detail: str = "",
+        validations: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        parts = [message or "the server gave no reason", detail]
+        parts += [f"{field}: {wrong}" for field, wrong in validations]
+        text = "; ".join(" ".join(part.split()) for part in parts if part)
+        super().__init__(f"{text} (status {status})")
+        self.status = status
+        self.message = message
+        self.detail = detail
+        self.validations = validations
+
+    def rejects(self, field: str) -> bool:
+        """Whether it was a certain field that was wrong."""
+        return any(name == field for name, _ in self.validations)
 
 
 class VersionError(TailnetError):

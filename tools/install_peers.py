@@ -57,6 +57,7 @@ DEBIAN_TOOLS: Final = {
     "slowhttptest": "slowhttptest",
     "curl": "curl",
     "openssl": "openssl",
+    "tinyproxy": "tinyproxy-bin",
 }
 
 # Not /usr/sbin of a login shell only: ip and nft live there on Debian, and

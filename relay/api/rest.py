@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -431,7 +432,10 @@ REST_ROUTES: Final = (
     _api("POST", "/workspaces/{workspace}/usage", _workspace_usage),
     _api("GET", "/templateversions/{version}", _template_version),
     _api("GET", "/workspaceagents/{agent}", _agent),
-    _api("GET", "/workspaceagents/me/reinit", _reinit, Auth.AGENT),
+    # An agent asks again and again, as if 409 could change.
+    replace(
+        _api("GET", "/workspaceagents/me/reinit", _reinit, Auth.AGENT), is_polled=True
+    ),
     _api("GET", "/workspaceagents/me/gitsshkey", _git_ssh_key, Auth.AGENT),
     _api("GET", "/workspaceagents/me/external-auth", _external_auth, Auth.AGENT),
     _api("GET", "/workspaceagents/me/gitauth", _external_auth, Auth.AGENT),

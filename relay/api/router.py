@@ -59,12 +59,14 @@ class Route:
         pattern: The path; ``{name}`` stands for one part of it.
         handler: Answers.
         auth: Who may ask.
+        is_polled: A refusal is nothing to log each time.
     """
 
     method: str
     pattern: str
     handler: Handler
     auth: Auth = Auth.USER
+    is_polled: bool = False
 
 
 @dataclass(slots=True)
@@ -73,6 +75,10 @@ class _Path:
 
     parts: tuple[str, ...]
     routes: dict[str, Route] = field(default_factory=dict)
+
+    @property
+    def is_polled(self) -> bool:
+        return any(route.is_polled for route in self.routes.values())
 
     def match(self, parts: tuple[str, ...]) -> Mapping[str, str] | None:
         params: dict[str, str] = {}
@@ -121,8 +127,9 @@ class Router:
 
     async def answer(self, request: Request) -> Response | Takeover:
         """Answer one request, whatever it is."""
+        path, params = self._find(request.path)
         try:
-            answer = await self._answer(request)
+            answer = await self._answer(request, path, params)
         except ApiError as exc:
             answer = exc.answer
         except StoreUnavailableError as exc:
@@ -131,13 +138,20 @@ class Router:
             answer = error_answer(500, "database not reachable", str(exc))
         if isinstance(answer, Response):
             if answer.status >= 400:
-                log.info("refused", method=request.method, path=request.path,
-                         status=answer.status, remote=request.remote)  # fmt: skip
+                polled = path is not None and path.is_polled
+                (log.debug if polled else log.info)(
+                    "refused",
+                    method=request.method,
+                    path=request.path,
+                    status=answer.status,
+                    remote=request.remote,
+                )
             answer = _with_version(answer, self._context.version)
         return answer
 
-    async def _answer(self, request: Request) -> Response | Takeover:
-        path, params = self._find(request.path)
+    async def _answer(
+        self, request: Request, path: _Path | None, params: Mapping[str, str]
+    ) -> Response | Takeover:
         if path is None:
             return ROUTE_NOT_FOUND
         method = "GET" if request.method == "HEAD" else request.method

@@ -15,6 +15,8 @@ import click
 
 from tailnet.cli.agent import agent
 from tailnet.cli.command import VERBOSE, Group
+from tailnet.cli.debug import debug
+from tailnet.cli.derp_map import derp_map
 from tailnet.cli.login import login
 from tailnet.cli.serve import serve
 from tailnet.cli.token import token
@@ -31,7 +33,7 @@ def cli() -> None:
     """Connect to agents, and run the server that they meet at."""
 
 
-for command in (agent, login, serve, token, user, workspace):
+for command in (agent, debug, derp_map, login, serve, token, user, workspace):
     cli.add_command(command)
 
 

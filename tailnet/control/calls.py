@@ -14,7 +14,6 @@ import trio
 
 from tailnet.control.drpc import SPLIT_LEN, PacketDecoder
 from tailnet.control.drpc_stream import (
-    CallState,
     DrpcStream,
     Ended,
     Invoked,
@@ -42,8 +41,8 @@ class Call:
         ended: The peer has ended the call, or is gone: nothing can be sent,
             and ``receive`` gives what came before, if that was not taken.
         end_error: What the peer ended it with; None if not with an error.
-        was_cut: It ended without a word: by a reset, or the end of the stream
-            or of the session.
+        was_cut: It ended without a word, by a reset, or the end of the stream
+            or of the session; so messages may be missing.
     """
 
     __slots__ = (
@@ -207,8 +206,7 @@ class Call:
         if self.ended:
             return
         self.ended = self._input_over = True
-        # What was over before is not cut by what follows.
-        self.was_cut = was_cut and self._drpc.state is not CallState.TERMINATED
+        self.was_cut = was_cut and not self._all_received
         self.end_error = error
         self._sendable = False
         self._pending.clear()

@@ -84,10 +84,13 @@ class SessionEnd:
     Attributes:
         reason: For people; empty if the peer just left.
         code: For the peer's websocket.
+        is_fault: The peer did something wrong, or was silent. A connection
+            that breaks is nobody's fault, and thousands may at once.
     """
 
     reason: str = ""
     code: int = CLOSE_NORMAL
+    is_fault: bool = False
 
     @property
     def close_reason(self) -> str:
@@ -205,6 +208,10 @@ class Session:
             await self.link.aclose(self.end.code, self.end.close_reason)
 
     def _fail(self, reason: str) -> None:
+        self.finish(SessionEnd(reason, CLOSE_INTERNAL_ERROR, is_fault=True))
+
+    def _break(self, exc: Exception) -> None:
+        reason = f"the connection broke: {exc.__cause__ or exc}"
         self.finish(SessionEnd(reason, CLOSE_INTERNAL_ERROR))
 
     async def _read_once(self) -> None:
@@ -223,7 +230,7 @@ class Session:
         except trio.ClosedResourceError:
             self.finish(SessionEnd())  # its owner has closed the link
         except (OSError, trio.BrokenResourceError) as exc:
-            self._fail(f"the connection broke: {exc.__cause__ or exc}")
+            self._break(exc)
         self.flush_control()
 
     # -- time ---------------------------------------------------------------
@@ -321,11 +328,11 @@ class Session:
         """Send what yamux has to say."""
         if not self._control:
             return
-        data = self._yamux.data_to_send()
-        if not self.transmit(data):
+        if not self.link.unsent:
             self._unread_control = 0
-            return
-        self._unread_control += len(data)
+        data = self._yamux.data_to_send()
+        if self.transmit(data):
+            self._unread_control += len(data)
         if self._unread_control > MAX_UNREAD_CONTROL_LEN:
             self._fail("the peer floods and does not read the answers")
 
@@ -342,10 +349,11 @@ class Session:
             with scope:
                 while self.link.unsent:
                     await self.link.flush()
+                self._unread_control = 0
         except trio.ClosedResourceError:
             self.finish(SessionEnd())
         except (OSError, trio.BrokenResourceError) as exc:
-            self._fail(f"the connection broke: {exc.__cause__ or exc}")
+            self._break(exc)
         finally:
             self._writing = None
             self._stall_deadline = math.inf

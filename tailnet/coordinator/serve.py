@@ -301,6 +301,15 @@ class CoordinatorService:
         ]
         return CoordinatorSnapshot((*here, *lost), tuple(self._core.tunnels))
 
+    def peer_ids(self, kind: str) -> set[UUID]:
+        """The peers of a kind: those that are here, and those that may return."""
+        here = {s.peer_id for s in self._core.connections if s.kind == kind}
+        return here | {
+            UUID(bytes=raw_id)
+            for raw_id, peer in self._lost.items()
+            if peer.kind == kind
+        }
+
     # -- node keys ----------------------------------------------------------
 
     def knows_node_key(self, key: NodePublic) -> bool:

@@ -6,23 +6,28 @@ them as in Coder's fork. A client is connected to one region, by one
 connection at a time. When that is lost it connects again, after a delay that
 grows with each failure, and says so in its events.
 
+Each attempt tries the region's nodes in their order. Where Go's client begins
+with the first one every time, ours begins behind the node that it tried last,
+once round the region, until one has admitted it: a node that takes TCP
+connections and then fails does not keep it from the others.
+
 Packets are datagrams: they may be lost, by us too. What waits to be sent when
 the connection is lost is dropped, and counted.
 """
 
 from __future__ import annotations
 
+import os
 import random as random_module
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
 import trio
 
 from tailnet.derp.derpmap import DERPNode, DERPRegion
-from tailnet.derp.dial import ConnectTcp
 from tailnet.derp.events import (
     ClientDropReason,
     ClientLimits,
@@ -34,16 +39,23 @@ from tailnet.derp.events import (
 )
 from tailnet.derp.frames import RecvPacket
 from tailnet.derp.handshake import ClientInfo
-from tailnet.derp.login import Login, UpgradeRefusedError, Way, log_in
+from tailnet.derp.login import (
+    CONNECT_TIMEOUT,
+    Login,
+    UpgradeRefusedError,
+    Way,
+    log_in,
+)
 from tailnet.derp.pacing import Backoff
 from tailnet.derp.queues import DropOldestQueue
 from tailnet.derp.session import Session
 from tailnet.errors import ConnectError, DERPMapError, NotConnectedError
+from tailnet.headers import HeaderSource, next_headers
 from tailnet.keys import NodePrivate, NodePublic
+from tailnet.proxy import ProxyRules
+from tailnet.transport import ConnectTcp
 
-__all__ = ("DerpClient", "HttpHeaders", "open_derp_client")
-
-HttpHeaders: TypeAlias = Sequence[tuple[str, str]]
+__all__ = ("DerpClient", "open_derp_client")
 
 # Seconds that leaving the client may take to write what was queued.
 _FLUSH_TIMEOUT: Final = 1.0
@@ -62,7 +74,8 @@ async def open_derp_client(
     wait_while_disconnected: bool = True,
     force_websockets: bool = False,
     on_fallback: Callable[[int, str], object] | None = None,
-    headers: HttpHeaders | Callable[[], HttpHeaders] = (),
+    headers: HeaderSource = (),
+    proxies: ProxyRules | None = None,
     tls_context: ssl.SSLContext | None = None,
     prefer_ipv6: bool = False,
     limits: ClientLimits | None = None,
@@ -88,10 +101,16 @@ async def open_derp_client(
             way to the relay refused ``Upgrade: DERP`` with a status of 400 to
             499, or wanted HTTP/2. From then on the client uses websockets,
             and nothing else.
-        headers: More HTTP headers, for proxies on the way; or a function that
-            returns them anew for each attempt.
+        headers: More HTTP headers, for gateways on the way; or a function,
+            async or not, that returns them anew for each attempt. If it
+            raises ConnectError or OSError, the attempt has failed; an async
+            one has 10 s.
+        proxies: Which HTTP proxy to use, for raw DERP and for websockets.
+            None for what the environment says now (``HTTPS_PROXY``,
+            ``HTTP_PROXY``, ``NO_PROXY``); ``ProxyRules()`` for none,
+            ``ProxyRules.always(url)`` for that one.
         tls_context: Roots and client certificate, for nodes that are neither
-            pinned nor insecure; the system's roots if None.
+            pinned nor insecure, and for proxies; the system's roots if None.
         prefer_ipv6: IPv6 is known to work: IPv4 gets a slower start.
         limits: How much may wait in memory.
         connect: Makes TCP connections; for tests, and for transports of one's
@@ -110,15 +129,13 @@ async def open_derp_client(
     if all(node.stun_only for node in nodes):
         raise DERPMapError(f"region {region_id}: Nodes has no relay")
 
-    def way(*, websocket: bool) -> Way:
-        return Way(
-            nodes=nodes,
-            websocket=websocket,
-            headers=headers() if callable(headers) else headers,
-            tls_context=tls_context,
-            prefer_ipv6=prefer_ipv6,
-            connect=connect,
-        )
+    way = Way(
+        nodes=nodes,
+        tls_context=tls_context,
+        prefer_ipv6=prefer_ipv6,
+        proxies=ProxyRules.from_environment(os.environ) if proxies is None else proxies,
+        connect=connect,
+    )
 
     def fall_back(reason: str) -> None:
         if on_fallback is not None:
@@ -128,6 +145,7 @@ async def open_derp_client(
         private_key,
         info=ClientInfo(can_ack_pings=True) if info is None else info,
         way=way,
+        headers=headers,
         fall_back=fall_back,
         preferred=preferred,
         wait_while_disconnected=wait_while_disconnected,
@@ -163,7 +181,8 @@ class DerpClient:
         private_key: NodePrivate,
         *,
         info: ClientInfo,
-        way: Callable[..., Way],
+        way: Way,
+        headers: HeaderSource,
         fall_back: Callable[[str], None],
         preferred: bool,
         wait_while_disconnected: bool,
@@ -173,7 +192,9 @@ class DerpClient:
     ) -> None:
         self._private_key = private_key
         self._info = info
-        self._way = way
+        self._way = replace(way, trying=self._note_dial)
+        self._headers = headers
+        self._last_tried: DERPNode | None = None
         self._fall_back = fall_back
         self._preferred = preferred
         self._wait_while_disconnected = wait_while_disconnected
@@ -207,8 +228,9 @@ class DerpClient:
         self._counters.connect_attempts += 1
         websocket = self._force_websockets or self.force_websocket_reason is not None
         try:
+            headers = await next_headers(self._headers, timeout=CONNECT_TIMEOUT)
             login = await log_in(
-                self._way(websocket=websocket),
+                replace(self._way, websocket=websocket, headers=headers),
                 self._private_key,
                 self._info,
                 preferred=(said := self._preferred),
@@ -220,15 +242,29 @@ class DerpClient:
                 # Coder's forceWebsockets: from the next attempt on, for good.
                 self._counters.force_websocket_reason = exc.reason
                 self._fall_back(exc.reason)
+            else:
+                self._begin_behind(self._last_tried)
             await trio.sleep(delay)
             return None
         self._backoff.reset()
+        self._begin_behind(None)
         self._counters.connects += 1
+        _count(self._counters.connects_by_node, login.node)
         self._counters.fast_starts += login.fast_start
         self._session = Session(login, self._limits, self._counters, self._deliver)
         if said != self._preferred:
             self._session.note_preferred(preferred=self._preferred)
         return login
+
+    def _note_dial(self, node: DERPNode) -> None:
+        self._last_tried = node
+        _count(self._counters.dials_by_node, node)
+
+    def _begin_behind(self, node: DERPNode | None) -> None:
+        """Say where the next attempt begins; None: with the first node."""
+        nodes = self._way.nodes
+        first = 0 if node is None else (nodes.index(node) + 1) % len(nodes)
+        self._way = replace(self._way, first=first)
 
     async def _serve(self, login: Login) -> str:
         assert self._session is not None
@@ -240,6 +276,7 @@ class DerpClient:
             fast_start=login.fast_start,
             websocket=login.channel.websocket is not None,
             tls_version=None if login.tls is None else login.tls.version,
+            proxy=login.proxy,
         )
         self._deliver(self._connection)
         self._connectors.unpark_all()
@@ -316,11 +353,14 @@ class DerpClient:
 
     def statistics(self) -> ClientStatistics:
         """A copy of the counters."""
-        session = self._session
+        session, counters = self._session, self._counters
         return replace(
-            self._counters,
+            counters,
             connected=session is not None,
-            packets_dropped=dict(self._counters.packets_dropped),
+            node=None if session is None else _name(session.login.node),
+            connects_by_node=dict(counters.connects_by_node),
+            dials_by_node=dict(counters.dials_by_node),
+            packets_dropped=dict(counters.packets_dropped),
             send_queue_packets=0 if session is None else session.waiting,
         )
 
@@ -444,6 +484,14 @@ class DerpClient:
 
     async def __anext__(self) -> DerpEvent:
         return await self.receive()
+
+
+def _name(node: DERPNode) -> str:
+    return node.name or node.host_name
+
+
+def _count(counts: dict[str, int], node: DERPNode) -> None:
+    counts[_name(node)] = counts.get(_name(node), 0) + 1
 
 
 def _not_connected() -> NotConnectedError:

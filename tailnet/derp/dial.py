@@ -5,19 +5,20 @@ tlsClient, and ``net/tlsdial/tlsdial.go``. The nodes of a region are tried in
 their order, and the first that gives a TCP connection is it: what fails after
 that fails the attempt. For each node IPv4 and IPv6 race.
 
-Unlike Go's client this one has no roots of its own beside the system's, and
-does not look for an HTTP proxy.
+A proxy takes the place of that race: it is asked for the node by its host
+name, whatever addresses the map has.
+
+Unlike Go's client this one has no roots of its own beside the system's.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
@@ -27,17 +28,25 @@ from tailnet.derp.certificates import (
     find_meta_key,
 )
 from tailnet.derp.derpmap import PIN_PREFIX, DERPNode
-from tailnet.derp.tls_stream import TlsStream
-from tailnet.errors import ConnectError, RemoteProtocolError
+from tailnet.errors import ConfigError, ConnectError, RemoteProtocolError
 from tailnet.keys import NodePublic
+from tailnet.proxy import Proxy, ProxyRules
+from tailnet.tls_stream import TlsStream, default_tls_context, tls_failure
+from tailnet.transport import (
+    ConnectTcp,
+    Target,
+    connect_through,
+    ip_version,
+    race_tcp,
+)
 
 __all__ = (
     "DEFAULT_DERP_PORT",
     "DIAL_NODE_TIMEOUT",
+    "DIAL_PROXY_TIMEOUT",
     "IPV4_DELAY",
-    "ConnectTcp",
+    "Dialed",
     "TlsFacts",
-    "connect_tcp",
     "derp_port",
     "dial_node",
     "dial_region",
@@ -49,12 +58,12 @@ DEFAULT_DERP_PORT: Final = 443
 # derphttp_client.go dialNodeTimeout. Seconds for DNS and TCP of one node.
 DIAL_NODE_TIMEOUT: Final = 1.5
 
+# Ours, for a node by way of a proxy. Go has no limit but that of the whole
+# attempt, so that one node that hangs behind the proxy would be all of it.
+DIAL_PROXY_TIMEOUT: Final = 5.0
+
 # derphttp_client.go dialNode: the head start of IPv6 where it is known to work.
 IPV4_DELAY: Final = 0.2
-
-ConnectTcp: TypeAlias = Callable[
-    [str, int, socket.AddressFamily], Awaitable[trio.abc.Stream]
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +87,39 @@ def derp_port(node: DERPNode) -> int:
     return node.derp_port or DEFAULT_DERP_PORT
 
 
+@dataclass(frozen=True, slots=True)
+class Dialed:
+    """A connection to a node.
+
+    Attributes:
+        stream: TCP, or what a proxy makes of it. Whoever has it, closes it.
+        node: The node at the other end.
+        proxy: On the way there; None if there is none.
+    """
+
+    stream: trio.abc.Stream
+    node: DERPNode
+    proxy: Proxy | None = None
+
+
 async def dial_region(
     nodes: Sequence[DERPNode],
     *,
     prefer_ipv6: bool = False,
+    proxies: ProxyRules | None = None,
+    tls_context: ssl.SSLContext | None = None,
     connect: ConnectTcp | None = None,
-) -> tuple[trio.abc.Stream, DERPNode]:
+    trying: Callable[[DERPNode], object] | None = None,
+) -> Dialed:
     """Connect to the first node that takes a TCP connection.
 
     Args:
         nodes: Of one region, best first. Those with STUN only are skipped.
         prefer_ipv6: See :func:`dial_node`.
+        proxies: See :func:`dial_node`.
+        tls_context: See :func:`dial_node`.
         connect: See :func:`dial_node`.
-
-    Returns:
-        The connection, and the node at its other end.
+        trying: Called with each node before it is dialed.
 
     Raises:
         ConnectError: No node can be reached. It tells of the first one.
@@ -101,12 +128,18 @@ async def dial_region(
     for node in nodes:
         if node.stun_only:
             continue
+        if trying is not None:
+            trying(node)
         try:
-            stream = await dial_node(node, prefer_ipv6=prefer_ipv6, connect=connect)
+            return await dial_node(
+                node,
+                prefer_ipv6=prefer_ipv6,
+                proxies=proxies,
+                tls_context=tls_context,
+                connect=connect,
+            )
         except ConnectError as exc:
             first_error = first_error or exc
-        else:
-            return stream, node
     raise first_error or ConnectError("the region has no node that relays")
 
 
@@ -114,113 +147,75 @@ async def dial_node(
     node: DERPNode,
     *,
     prefer_ipv6: bool = False,
+    proxies: ProxyRules | None = None,
+    tls_context: ssl.SSLContext | None = None,
     connect: ConnectTcp | None = None,
-) -> trio.abc.Stream:
+) -> Dialed:
     """Connect to a node by TCP; IPv4 and IPv6 race where both are possible.
 
     Args:
         node: Its ``ipv4`` and ``ipv6`` are addresses to use, or empty for what
             DNS says of its host name; anything else turns that family off.
         prefer_ipv6: IPv6 is known to work: IPv4 starts 0.2 s later.
-        connect: Makes one TCP connection; :func:`connect_tcp` if None.
+        proxies: Whether to go through a proxy, and which; None for never.
+        tls_context: Roots for a proxy that speaks TLS.
+        connect: Makes one TCP connection; a socket if None.
 
     Raises:
-        ConnectError: Nothing came about within 1.5 s.
+        ConnectError: Nothing came about within 1.5 s; by way of a proxy,
+            within 5 s.
     """
-    connect = connect or connect_tcp
-    ways = _ways(node)
-    where = node.name or node.host_name
-    if not ways:
-        raise ConnectError(f"{where}: both IPv4 and IPv6 are disabled for this node")
-    winner: trio.abc.Stream | None = None
-    first_error: OSError | None = None
-
-    async def race(host: str, family: socket.AddressFamily) -> None:
-        nonlocal winner, first_error
-        if family == socket.AF_INET and prefer_ipv6 and len(ways) > 1:
-            await trio.sleep(IPV4_DELAY)
-        try:
-            stream = await connect(host, derp_port(node), family)
-        except OSError as exc:
-            first_error = first_error or exc
-            return
-        if winner is not None:
-            # The loser was done already when it was told to stop.
-            await trio.aclose_forcefully(stream)
-            return
-        winner = stream
-        nursery.cancel_scope.cancel()
-
     try:
-        with trio.move_on_after(DIAL_NODE_TIMEOUT):
-            async with trio.open_nursery() as nursery:
-                for host, family in ways:
-                    nursery.start_soon(race, host, family)
-    except BaseException:  # cancelled, just when someone had won
-        if winner is not None:
-            await trio.aclose_forcefully(winner)
-        raise
-    if winner is not None:
-        return winner
-    if first_error is None:
-        raise ConnectError(f"{where}: no connection within {DIAL_NODE_TIMEOUT} s")
-    raise ConnectError(f"{where}: {first_error}") from first_error
+        proxy = _proxy_for(node, proxies or ProxyRules())
+        if proxy is None:
+            return Dialed(await _dial_directly(node, prefer_ipv6, connect), node)
+        stream = await connect_through(
+            proxy,
+            node.host_name,
+            derp_port(node),
+            timeout=DIAL_PROXY_TIMEOUT,
+            context=tls_context,
+            connect=connect,
+        )
+    except (ConfigError, ConnectError, OSError) as exc:
+        raise ConnectError(f"{node.name or node.host_name}: {exc}") from exc
+    return Dialed(stream, node, proxy)
 
 
-def _ways(node: DERPNode) -> list[tuple[str, socket.AddressFamily]]:
+def _proxy_for(node: DERPNode, proxies: ProxyRules) -> Proxy | None:
+    scheme: Final = "http" if node.force_http else "https"
+    return proxies.proxy_for(scheme, node.host_name, derp_port(node))
+
+
+async def _dial_directly(
+    node: DERPNode, prefer_ipv6: bool, connect: ConnectTcp | None
+) -> trio.abc.Stream:
+    targets = _targets(node)
+    if not targets:
+        raise ConnectError("both IPv4 and IPv6 are disabled for this node")
+    return await race_tcp(
+        targets,
+        derp_port(node),
+        timeout=DIAL_NODE_TIMEOUT,
+        ipv4_delay=IPV4_DELAY if prefer_ipv6 else 0.0,
+        connect=connect,
+    )
+
+
+def _targets(node: DERPNode) -> list[Target]:
     """The addresses or names to try, with their family."""
-    ways = []
+    targets = []
     for field, version, family in (
         (node.ipv4, 4, socket.AF_INET),
         (node.ipv6, 6, socket.AF_INET6),
     ):
-        if field and _ip_version(field) != version:
+        if field and ip_version(field) != version:
             continue
         host = field or node.host_name
         # A host name that is an address itself has one family.
-        if _ip_version(host) in (None, version):
-            ways.append((host, family))
-    return ways
-
-
-def _ip_version(text: str) -> int | None:
-    """4 or 6, or None if ``text`` is no IP address."""
-    try:
-        return ipaddress.ip_address(text).version
-    except ValueError:
-        return None
-
-
-async def connect_tcp(
-    host: str, port: int, family: socket.AddressFamily
-) -> trio.abc.Stream:
-    """Connect to the first address of ``host`` that accepts.
-
-    Args:
-        host: A DNS name or an IP address.
-        port: TCP port.
-        family: IPv4 or IPv6; no other is tried.
-
-    Raises:
-        OSError: No address in DNS, or none that accepts.
-    """
-    found = await trio.socket.getaddrinfo(
-        host, port, family=family, type=socket.SOCK_STREAM
-    )
-    last_error: OSError | None = None
-    for address_family, kind, protocol, _, address in found:
-        sock = trio.socket.socket(address_family, kind, protocol)
-        try:
-            await sock.connect(address)
-        except OSError as exc:
-            last_error = exc
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return trio.SocketStream(sock)  # sets TCP_NODELAY
-    raise last_error or OSError(f"no address for {host}")
+        if ip_version(host) in (None, version):
+            targets.append((host, family))
+    return targets
 
 
 # -- TLS --------------------------------------------------------------------
@@ -266,7 +261,7 @@ async def start_tls(
     elif node.insecure_for_tests:
         context = _unchecked_context()
     elif context is None:
-        context = _default_context()
+        context = default_tls_context()
     tls = TlsStream(stream, context, server_hostname=node.host_name)
     try:
         await tls.do_handshake()
@@ -287,14 +282,7 @@ async def start_tls(
         )
     except trio.BrokenResourceError as exc:
         await trio.aclose_forcefully(tls)
-        cause = exc.__cause__
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = cause.verify_message
-        elif isinstance(cause, ssl.SSLError):
-            reason = cause.reason or str(cause)
-        else:
-            reason = str(cause or exc) or "the relay closed the connection"
-        raise ConnectError(f"{where}: TLS failed: {reason}") from exc
+        raise ConnectError(f"{where}: TLS failed: {tls_failure(exc)}") from exc
     except RemoteProtocolError as exc:
         await trio.aclose_forcefully(tls)
         raise ConnectError(f"{where}: {exc}") from exc
@@ -305,15 +293,7 @@ async def start_tls(
 
 def _sni(host_name: str) -> str:
     """What Go asks for in SNI (crypto/tls hostnameInSNI)."""
-    return "" if _ip_version(host_name) else host_name.rstrip(".")
-
-
-def _default_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    # Python 3.13 began to refuse private roots that leave optional extensions
-    # out; Go's client takes them.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
+    return "" if ip_version(host_name) else host_name.rstrip(".")
 
 
 def _unchecked_context() -> ssl.SSLContext:
@@ -327,7 +307,7 @@ def _unchecked_context() -> ssl.SSLContext:
 
 def _any_name_context(base: ssl.SSLContext | None) -> ssl.SSLContext:
     """Takes any certificate that leads to the roots of ``base``."""
-    context = _default_context() if base is None else _unchecked_context()
+    context = default_tls_context() if base is None else _unchecked_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     if base is not None and (roots := base.get_ca_certs(binary_form=True)):

@@ -41,6 +41,8 @@ class Connected:
         fast_start: A round trip was saved thanks to the meta certificate.
         websocket: DERP is carried in a websocket.
         tls_version: ``TLSv1.3``, ``TLSv1.2``, or None for plain HTTP.
+        proxy: The proxy on the way, without its password; None if there is
+            none.
     """
 
     server_key: NodePublic
@@ -50,6 +52,7 @@ class Connected:
     fast_start: bool
     websocket: bool
     tls_version: str | None
+    proxy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +130,12 @@ class ClientStatistics:
 
     Attributes:
         connected: Whether there is a connection now.
+        node: Name of the node that it is to; None without a connection.
         connect_attempts: Attempts to connect, the present one included.
         connects: Those that worked.
+        connects_by_node: Those that worked, by the node's name.
+        dials_by_node: How often each node was dialed, by its name. One
+            attempt may dial several.
         fast_starts: Those of them with fast start.
         packets_sent: Handed to the kernel.
         bytes_sent: Bytes.
@@ -146,8 +153,11 @@ class ClientStatistics:
     """
 
     connected: bool = False
+    node: str | None = None
     connect_attempts: int = 0
     connects: int = 0
+    connects_by_node: dict[str, int] = field(default_factory=dict)
+    dials_by_node: dict[str, int] = field(default_factory=dict)
     fast_starts: int = 0
     packets_sent: int = 0
     bytes_sent: int = 0

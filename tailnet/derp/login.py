@@ -12,30 +12,28 @@ ServerInfo as soon as the client is registered.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import h11
 import trio
 
 from tailnet.derp.connection import ClientConnection, ServerGreeting
 from tailnet.derp.derpmap import DERPNode
 from tailnet.derp.dial import (
     DEFAULT_DERP_PORT,
-    ConnectTcp,
+    Dialed,
     TlsFacts,
     derp_port,
     dial_region,
     start_tls,
 )
+from tailnet.derp.exchange import READ_LEN, exchange, read_body
 from tailnet.derp.frames import encode_note_preferred
 from tailnet.derp.handshake import ClientInfo, ServerInfo
 from tailnet.derp.upgrade import (
     ResponseHead,
-    ResponseReader,
     encode_upgrade_request,
-    first_header,
 )
 from tailnet.derp.websocket import (
     WebsocketStream,
@@ -45,6 +43,8 @@ from tailnet.derp.websocket import (
 )
 from tailnet.errors import ConnectError, RemoteProtocolError
 from tailnet.keys import NodePrivate, NodePublic
+from tailnet.proxy import ProxyRules, join_host_port
+from tailnet.transport import ConnectTcp
 
 __all__ = (
     "CONNECT_TIMEOUT",
@@ -57,9 +57,6 @@ __all__ = (
 
 # derphttp_client.go connect: seconds for DNS, TCP, TLS, HTTP and DERP.
 CONNECT_TIMEOUT: Final = 10.0
-
-# One read. As much as the kernel likes to give, and at most four TLS records.
-READ_LEN: Final = 64 << 10
 
 # Of a refusal's text; it goes into a message for people.
 _MAX_REASON_LEN: Final = 1024
@@ -86,19 +83,25 @@ class Way:
 
     Attributes:
         nodes: Of one region, best first.
+        first: Which of them to try first; after the last one comes the first.
         websocket: Carry DERP in a websocket.
         headers: More HTTP headers, for proxies on the way.
         tls_context: See :func:`tailnet.derp.dial.start_tls`.
         prefer_ipv6: See :func:`tailnet.derp.dial.dial_node`.
+        proxies: See :func:`tailnet.derp.dial.dial_node`.
         connect: See :func:`tailnet.derp.dial.dial_node`.
+        trying: Called with each node before it is dialed.
     """
 
     nodes: Sequence[DERPNode]
+    first: int = 0
     websocket: bool = False
     headers: Sequence[tuple[str, str]] = ()
     tls_context: ssl.SSLContext | None = None
     prefer_ipv6: bool = False
+    proxies: ProxyRules | None = None
     connect: ConnectTcp | None = None
+    trying: Callable[[DERPNode], object] | None = None
 
 
 @dataclass(slots=True)
@@ -178,6 +181,7 @@ class Login:
             certificate.
         remote: Its address and port, as text.
         tls: None without TLS.
+        proxy: The proxy on the way, as text; None if there is none.
     """
 
     channel: Channel
@@ -187,6 +191,7 @@ class Login:
     fast_start: bool
     remote: str
     tls: TlsFacts | None
+    proxy: str | None = None
 
 
 async def log_in(
@@ -205,12 +210,18 @@ async def log_in(
             closed.
     """
     with trio.move_on_after(CONNECT_TIMEOUT):
-        stream, node = await dial_region(
-            way.nodes, prefer_ipv6=way.prefer_ipv6, connect=way.connect
+        dialed = await dial_region(
+            [*way.nodes[way.first :], *way.nodes[: way.first]],
+            prefer_ipv6=way.prefer_ipv6,
+            proxies=way.proxies,
+            tls_context=way.tls_context,
+            connect=way.connect,
+            trying=way.trying,
         )
-        where = node.name or node.host_name
+        stream = dialed.stream
+        where = dialed.node.name or dialed.node.host_name
         try:
-            return await _log_in_on(stream, node, way, private_key, info, preferred)
+            return await _log_in_on(dialed, way, private_key, info, preferred)
         except ConnectError:
             await trio.aclose_forcefully(stream)
             raise
@@ -225,17 +236,17 @@ async def log_in(
 
 
 async def _log_in_on(
-    tcp: trio.abc.Stream,
-    node: DERPNode,
+    dialed: Dialed,
     way: Way,
     private_key: NodePrivate,
     info: ClientInfo,
     preferred: bool,
 ) -> Login:
-    remote = _remote_name(tcp, node)
-    stream, tls = tcp, None
+    node = dialed.node
+    remote = _remote_name(dialed)
+    stream, tls = dialed.stream, None
     if not node.force_http:
-        stream, tls = await start_tls(tcp, node, context=way.tls_context)
+        stream, tls = await start_tls(stream, node, context=way.tls_context)
     server_key = None
     if way.websocket:
         websocket, rest = await _open_websocket(stream, node, way)
@@ -272,6 +283,7 @@ async def _log_in_on(
         fast_start=fast_start,
         remote=remote,
         tls=tls,
+        proxy=None if dialed.proxy is None else str(dialed.proxy),
     )
 
 
@@ -292,22 +304,19 @@ async def _wait_event(channel: Channel, kind: type[EventT]) -> EventT:
             raise ConnectError("the relay closed the connection before it admitted us")
 
 
-def _remote_name(stream: trio.abc.Stream, node: DERPNode) -> str:
-    if isinstance(stream, trio.SocketStream):
+def _remote_name(dialed: Dialed) -> str:
+    stream, node = dialed.stream, dialed.node
+    if isinstance(stream, trio.SocketStream) and dialed.proxy is None:
         try:
             host, port = stream.socket.getpeername()[:2]
         except OSError:  # gone already; whoever uses it next will see
             pass
         else:
-            return _join_host_port(host, port)
-    return _join_host_port(node.host_name, derp_port(node))
+            return join_host_port(host, port)
+    return join_host_port(node.host_name, derp_port(node))
 
 
 # -- HTTP -------------------------------------------------------------------
-
-
-def _join_host_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _host_header(node: DERPNode) -> str:
@@ -315,7 +324,7 @@ def _host_header(node: DERPNode) -> str:
     usual = _HTTP_PORT if node.force_http else DEFAULT_DERP_PORT
     port = derp_port(node)
     if port != usual:
-        return _join_host_port(node.host_name, port)
+        return join_host_port(node.host_name, port)
     return f"[{node.host_name}]" if ":" in node.host_name else node.host_name
 
 
@@ -331,7 +340,7 @@ def _upgrade_request(node: DERPNode, way: Way, *, fast_start: bool) -> bytes:
 
 async def _upgrade(stream: trio.abc.Stream, request: bytes) -> bytes:
     """Ask for DERP by HTTP; return what came behind the answer already."""
-    head = await _exchange(stream, request)
+    head = await exchange(stream, request)
     if head.status != 101:
         text = await _read_text(stream, head)
         # Coder's derphttp_client.go: a 5xx may be a gateway that has no relay
@@ -351,7 +360,7 @@ async def _open_websocket(
     """Ask for a websocket; return what came behind the answer, too."""
     key = generate_websocket_key()
     request = encode_websocket_request(_host_header(node), key, headers=way.headers)
-    head = await _exchange(stream, request)
+    head = await exchange(stream, request)
     if head.status != 101:
         text = await _read_text(stream, head)
         raise ConnectError(f"no websocket: {head.status} {head.reason}: {text}")
@@ -359,40 +368,9 @@ async def _open_websocket(
     return WebsocketStream(server=False), head.rest
 
 
-async def _exchange(stream: trio.abc.Stream, request: bytes) -> ResponseHead:
-    await stream.send_all(request)
-    reader = ResponseReader()
-    while True:
-        data = bytes(await stream.receive_some(READ_LEN))
-        head = reader.receive_data(data)
-        if head is not None:
-            return head
-
-
 async def _read_text(stream: trio.abc.Stream, head: ResponseHead) -> str:
     """The beginning of a refusal's body, as far as it comes soon."""
-    connection = h11.Connection(h11.CLIENT)
-    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-")]))
-    connection.send(h11.EndOfMessage())
-    framing = b"".join(
-        b"%b: %b\r\n" % (name, value)
-        for name in (b"content-length", b"transfer-encoding")
-        if (value := first_header(head.headers, name))
+    body = await read_body(
+        stream, head, max_len=_MAX_REASON_LEN, timeout=_REASON_TIMEOUT
     )
-    connection.receive_data(b"HTTP/1.1 %d x\r\n%b\r\n" % (head.status, framing))
-    connection.receive_data(head.rest)
-    text = b""
-    with trio.move_on_after(_REASON_TIMEOUT):
-        try:
-            while len(text) < _MAX_REASON_LEN:
-                event = connection.next_event()
-                if event is h11.NEED_DATA:
-                    data = bytes(await stream.receive_some(READ_LEN))
-                    connection.receive_data(data)
-                elif isinstance(event, h11.Data):
-                    text += event.data
-                elif not isinstance(event, h11.Response):
-                    break
-        except (h11.RemoteProtocolError, trio.BrokenResourceError):
-            pass  # we have what we have
-    return text[:_MAX_REASON_LEN].decode("utf-8", "replace")
+    return body.decode("utf-8", "replace")

@@ -222,15 +222,22 @@ def encode_upgrade_request(
     return encode_request_head(host, (*fields, *headers))
 
 
-def encode_request_head(host: str, headers: Iterable[tuple[str, str]]) -> bytes:
-    """A ``GET /derp`` with the given headers behind ``Host`` and ours.
+def encode_request_head(
+    host: str, headers: Iterable[tuple[str, str]], *, target: str = DERP_PATH
+) -> bytes:
+    """A GET with the given headers behind ``Host`` and ours.
+
+    Args:
+        host: Value of ``Host``.
+        headers: All others.
+        target: Path and query.
 
     Raises:
         LocalProtocolError: Something has characters that HTTP forbids.
     """
     fields = [("Host", host), ("User-Agent", "tailnet"), *headers]
     try:
-        request = h11.Request(method="GET", target=DERP_PATH, headers=fields)
+        request = h11.Request(method="GET", target=target, headers=fields)
         return h11.Connection(h11.CLIENT).send(request)
     except (h11.LocalProtocolError, UnicodeEncodeError) as exc:
         raise LocalProtocolError(f"not fit for an HTTP head: {exc}") from exc

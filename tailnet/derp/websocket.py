@@ -26,6 +26,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping
 from wsproto.utilities import generate_accept_token, generate_nonce
 
 from tailnet.derp.upgrade import (
+    DERP_PATH,
     Headers,
     ResponseHead,
     encode_request_head,
@@ -519,43 +520,54 @@ def generate_websocket_key() -> str:
 
 
 def encode_websocket_request(
-    host: str, key: str, *, headers: Iterable[tuple[str, str]] = ()
+    host: str,
+    key: str,
+    *,
+    headers: Iterable[tuple[str, str]] = (),
+    target: str = DERP_PATH,
+    subprotocol: bytes | None = SUBPROTOCOL,
 ) -> bytes:
-    """The request for a websocket that carries DERP.
+    """The request for a websocket.
 
     Args:
         host: Value of ``Host``, with the port if it is not the scheme's own.
         key: From :func:`generate_websocket_key`; new for each request.
         headers: More headers, for proxies on the way.
+        target: Path and query.
+        subprotocol: What to speak; None to offer nothing.
 
     Raises:
         LocalProtocolError: Something has characters that HTTP forbids.
     """
-    ours = (
+    ours: tuple[tuple[str, str], ...] = (
         ("Connection", "Upgrade"),
         ("Upgrade", "websocket"),
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", key),
-        ("Sec-WebSocket-Protocol", SUBPROTOCOL.decode()),
     )
-    return encode_request_head(host, (*ours, *headers))
+    if subprotocol is not None:
+        ours += (("Sec-WebSocket-Protocol", subprotocol.decode()),)
+    return encode_request_head(host, (*ours, *headers), target=target)
 
 
-def check_websocket_response(head: ResponseHead, key: str) -> None:
+def check_websocket_response(
+    head: ResponseHead, key: str, *, subprotocol: bytes | None = SUBPROTOCOL
+) -> None:
     """Judge the answer, as coder/websocket's dial.go does.
 
-    A relay that names no subprotocol is taken at its word.
+    A server that names no subprotocol is taken at its word.
 
     Args:
         head: The answer; ``head.rest`` are bytes of the websocket.
         key: That the request had.
+        subprotocol: Likewise.
 
     Raises:
         RemoteProtocolError: There is no websocket, or not the one we want.
     """
     fields = head.headers
     problem: str | None = None
-    subprotocol = first_header(fields, b"Sec-WebSocket-Protocol")
+    chosen = first_header(fields, b"Sec-WebSocket-Protocol")
     accept = generate_accept_token(key.encode())
     if head.status != 101:
         problem = f"status {head.status}, not 101"
@@ -565,8 +577,8 @@ def check_websocket_response(head: ResponseHead, key: str) -> None:
         problem = "no Upgrade: websocket"
     elif first_header(fields, b"Sec-WebSocket-Accept") != accept:
         problem = "a wrong Sec-WebSocket-Accept"
-    elif subprotocol and subprotocol.lower() != SUBPROTOCOL:
-        problem = f"subprotocol {_quoted(subprotocol)}"
+    elif chosen and chosen.lower() != subprotocol:
+        problem = f"subprotocol {_quoted(chosen)}"
     elif any(_tokens(fields, b"Sec-WebSocket-Extensions")):
         problem = "extensions that were not offered"
     if problem is not None:

@@ -83,6 +83,7 @@ class MemoryLink:
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         assert len(reason.encode()) <= 123
+        assert not self.flushing, "two tasks write"
         if self.closed_with is None:
             self._push()
             self.closed_with = code, reason

@@ -90,8 +90,8 @@ async def test_whole_messages_wait_for_their_reader(autojump_clock: MockClock) -
     gate = Gate()
     async with raw_client({METHOD: gate}) as peer:
         wire, count = request(METHOD, done=False), 0
-        while len(wire) < INITIAL_WINDOW - 9:
-            wire += encode_packet(Kind.MESSAGE, 1, 1000 + count, b"abc")
+        while len(wire) < INITIAL_WINDOW - 70:
+            wire += encode_packet(Kind.MESSAGE, 1, 1000 + count, b"abc" * 20)
             count += 1
         peer.open(1, wire)
         await peer.settle()
@@ -100,7 +100,7 @@ async def test_whole_messages_wait_for_their_reader(autojump_clock: MockClock) -
         assert peer.credit(1) == 0
         gate.let(count)
         await peer.settle()
-        assert gate.taken == [b"abc"] * count
+        assert gate.taken == [b"abc" * 20] * count
         assert peer.credit(1) >= HALF
 
 

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from tailnet.control.client import RpcClient, open_rpc_client
 from tailnet.control.drpc import Kind, Packet, encode_packet
+from tailnet.control.yamux import CLOSE_TIMEOUT
 from tailnet.control.yamux_frames import ACK, FIN, RST, SYN
 from tailnet.errors import NotConnectedError, RpcError
 from tests.control.memory_link import MemoryLink, link_pair
@@ -180,6 +181,30 @@ async def test_call_that_the_server_drops(how: str, autojump_clock: MockClock) -
         with pytest.raises(trio.BrokenResourceError):
             await call.send(b"y")
         assert server.flags(1) == [SYN]
+
+
+async def test_server_that_has_said_all_and_closes(autojump_clock: MockClock) -> None:
+    async with client_of() as (client, server, _), client.call(METHOD) as call:
+        await call.send(b"x")
+        server.accept(1)
+        server.data(1, encode_packet(Kind.CLOSE_SEND, 1, 1))
+        server.fin(1)
+        await server.settle()
+        assert await call.receive() is None
+
+
+async def test_server_that_never_gives_credit(autojump_clock: MockClock) -> None:
+    async with client_of() as (client, server, _), trio.open_nursery() as nursery:
+        nursery.start_soon(server.answer_pings)
+        async with client.call(METHOD) as call:
+            call.send_nowait(bytes(400_000))
+            server.accept(1)
+        await trio.sleep(CLOSE_TIMEOUT - 1)
+        assert server.flags(1) == [SYN]
+        await trio.sleep(2)
+        assert server.flags(1) == [SYN, RST]
+        assert client._session.calls == {}
+        nursery.cancel_scope.cancel()
 
 
 async def test_answers_that_are_errors(autojump_clock: MockClock) -> None:

@@ -21,7 +21,7 @@ from tailnet.control.server import (
     serve_rpc,
     unary,
 )
-from tailnet.control.yamux_frames import ACK, FIN
+from tailnet.control.yamux_frames import ACK, FIN, SYN, FrameType, encode_header
 from tailnet.errors import (
     LocalProtocolError,
     RemoteProtocolError,
@@ -194,7 +194,11 @@ async def test_the_answer_and_close_send_are_one_write(
 
 async def test_unknown_method_is_acknowledged_first(autojump_clock: MockClock) -> None:
     async with raw_client({}) as peer:
-        peer.open(1, request("/no", b"x"))
+        # What follows on an ended call is ignored, whatever it is.
+        wire = request("/no", b"x") + b"\x05\x00\x00\x00"
+        syn = encode_header(FrameType.WINDOW_UPDATE, SYN, 1, 0)
+        head = encode_header(FrameType.DATA, 0, 1, len(wire))
+        peer.link.send_nowait(syn + head + wire)
         await peer.settle()
         first, second = frames(bytes(peer.link.received))
         assert first[0].flags == ACK
@@ -268,6 +272,24 @@ async def test_streaming_handler_is_cancelled_when_its_client_is_gone(
                 getattr(peer, end)(1)
         await peer.settle()
         assert ended == [0.0]
+
+
+async def test_request_whose_client_did_not_wait(autojump_clock: MockClock) -> None:
+    """What was said is heard, though nobody wants the answer."""
+    heard: list[bytes | None] = []
+
+    async def handle(call: ServerCall) -> None:
+        await trio.sleep(1.0)
+        heard.append(await call.receive())
+        await trio.sleep(1.0)
+        heard.append(await call.receive())
+
+    async with raw_client({METHOD: handle}) as peer:
+        wire = request(METHOD, b"x") + encode_packet(Kind.CLOSE, 1, 4)
+        peer.open(1, wire)
+        await trio.sleep(3.0)
+        assert heard == [b"x", None]
+        assert peer.packets(1) == []
 
 
 async def test_handler_that_still_receives_gets_some_time(

@@ -159,6 +159,21 @@ async def test_flood_of_pings_whose_answers_are_read(autojump_clock: MockClock) 
         nursery.cancel_scope.cancel()
 
 
+async def test_answers_that_are_read_late(autojump_clock: MockClock) -> None:
+    """It is not the sum that counts, but what is unread at one time."""
+    async with raw_client({}, capacity=12_000) as peer:
+        for number in range(1, 21):
+            peer.link.send_nowait(PING * 1000)
+            await peer.settle()
+            peer.link.send_nowait(PING * 1000)
+            await peer.settle()
+            while len(peer.link.received) < number * 24_000:
+                await peer.link.receive()
+                await peer.settle()
+            await peer.link.receive()
+        assert peer.link.peer.closed_with is None
+
+
 # -- too much of something --------------------------------------------------
 
 
@@ -216,6 +231,24 @@ async def test_what_is_taken_is_not_counted(autojump_clock: MockClock) -> None:
                 peer.rst(1 + 2 * number)
         await peer.settle()
         assert peer.link.peer.closed_with is None
+
+
+async def test_what_nobody_will_take_is_not_counted(autojump_clock: MockClock) -> None:
+    """Handlers that return at once, and methods that there are not."""
+
+    async def ignore(call: ServerCall) -> None:
+        pass
+
+    part = request("/nobody", bytes(200_000), done=False)[:190_000]
+    async with raw_client({METHOD: ignore}, capacity=1 << 26) as peer:
+        for number in range(0, 200, 2):
+            peer.open(1 + 2 * number, request(METHOD, bytes(200_000)))
+            peer.open(
+                3 + 2 * number, part.replace(METHOD.encode(), b"/test.Test/Nobody")
+            )
+        await peer.settle()
+        assert peer.link.peer.closed_with is None
+        assert len(peer.packets(3)) == len(peer.packets(1)) == 1
 
 
 async def test_too_many_broken_calls(autojump_clock: MockClock) -> None:
@@ -276,11 +309,11 @@ async def test_peer_that_leaves(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize(
     ("break_it", "closed", "level"),
     [
-        (lambda link: link.break_off(), "the connection broke: reset", "info"),
+        (lambda link: link.break_off(), "the connection broke: reset", "debug"),
         (
             lambda link: link.break_off(ConnectionResetError("reset")),
             "the connection broke: reset",
-            "info",
+            "debug",
         ),
         (lambda link: link.break_rules(), "a text message", "info"),
     ],

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from socket import AF_INET, AddressFamily
 
 import pytest
 import trio
@@ -31,7 +32,13 @@ from tailnet.derp.frames import (
     SendPacket,
 )
 from tailnet.derp.handshake import ClientInfo, ServerInfo
-from tailnet.errors import DERPMapError, LocalProtocolError, NotConnectedError
+from tailnet.errors import (
+    ConnectError,
+    DERPMapError,
+    LocalProtocolError,
+    NotConnectedError,
+)
+from tailnet.proxy import ProxyRules
 from tests.derp.memory_relay import (
     CLIENT_KEY,
     NODE,
@@ -196,6 +203,199 @@ async def test_headers_are_asked_for_anew_for_each_attempt(
             assert b"\r\nAuthorization: Bearer %d\r\n" % number in end.request
             client.reconnect("")
             await wait_event(client, Disconnected)
+
+
+async def test_headers_from_an_async_function(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    relay = MemoryRelay()
+    started: list[float] = []
+
+    async def headers() -> list[tuple[str, str]]:
+        started.append(trio.current_time())
+        if len(started) == 1:
+            raise OSError("the helper is not there")
+        if len(started) == 2:
+            raise ConnectError("the helper said no")
+        if len(started) == 3:
+            await trio.sleep_forever()
+        await trio.sleep(1)
+        return [("Authorization", f"Bearer {len(started)}")]
+
+    async with opening(relay, headers=headers) as client:
+        reasons = [(await wait_event(client, ConnectFailed)).reason for _ in range(3)]
+        assert reasons == [
+            "no headers: the helper is not there",
+            "the helper said no",
+            "no headers within 10.0 s",
+        ]
+        end = await login(relay, client)
+        assert b"\r\nAuthorization: Bearer 4\r\n" in end.request
+        assert client.statistics().dials_by_node == {"900a": 1}
+
+
+# -- the nodes of a region --------------------------------------------------
+
+
+def region_of(*names: str) -> DERPRegion:
+    return DERPRegion(
+        900,
+        nodes=tuple(
+            replace(NODE, name=name, derp_port=3340 + index, stun_only="stun" in name)
+            for index, name in enumerate(names)
+        ),
+    )
+
+
+async def test_a_node_that_fails_behind_tcp_leaves_the_others_their_turn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    relay = MemoryRelay()
+    region = region_of("900a", "900stun", "900b", "900c")
+    async with open_derp_client(
+        CLIENT_KEY, region, connect=relay.connect, random=lambda: 0.5
+    ) as client:
+        failed = []
+        for port in (3340, 3342, 3343, 3340):
+            end = await relay.accept()
+            assert relay.dialed[-1][1] == port
+            await end.stream.send_all(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n")
+            failed.append(await wait_event(client, ConnectFailed))
+        # The delays know nothing of nodes.
+        assert [event.failures for event in failed] == [1, 2, 3, 4]
+        end = await relay.admit()
+        connected = await wait_event(client, Connected)
+        assert connected.node.name == "900b"
+        assert b"\r\nIdeal-Node: 900a\r\n" in end.request
+        statistics = client.statistics()
+        assert statistics.node == "900b"
+        assert statistics.connects_by_node == {"900b": 1}
+        assert statistics.dials_by_node == {"900a": 2, "900b": 2, "900c": 1}
+        # It worked: the next time the first one comes first again.
+        client.reconnect("")
+        await wait_event(client, Disconnected)
+        assert client.statistics().node is None
+        await relay.admit()
+        assert (await wait_event(client, Connected)).node.name == "900a"
+
+
+async def test_nodes_that_do_not_answer_leave_the_others_their_turn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Six times 1.5 s is all that fits into the 10 s of one attempt."""
+    relay = MemoryRelay()
+
+    async def connect(host: str, port: int, family: AddressFamily) -> trio.abc.Stream:
+        if port < 3349:
+            await trio.sleep_forever()
+        return await relay.connect(host, port, family)
+
+    region = region_of(*(f"900{n}" for n in range(10)))
+    async with open_derp_client(
+        CLIENT_KEY, region, connect=connect, random=lambda: 0.5
+    ) as client:
+        failed = await wait_event(client, ConnectFailed)
+        assert failed.reason == "no connection within 10.0 s"
+        await relay.admit()
+        assert (await wait_event(client, Connected)).node.name == "9009"
+        assert trio.current_time() == pytest.approx(10 + 0.01 + 2 * 1.5)
+
+
+async def test_a_fallback_stays_with_the_node(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    relay = MemoryRelay()
+    async with open_derp_client(
+        CLIENT_KEY, region_of("900a", "900b"), connect=relay.connect
+    ) as client:
+        end = await relay.accept()
+        await end.stream.send_all(REFUSAL)
+        await wait_event(client, ConnectFailed)
+        end = await relay.accept()
+        assert b"\r\nUpgrade: websocket\r\n" in await end.read_head()
+        assert relay.dialed[-1][1] == 3340
+
+
+# -- proxies ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("websocket", [False, True], ids=["derp", "websocket"])
+async def test_a_proxy_from_the_environment(
+    websocket: bool,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:secret@192.0.2.80:3128")
+    relay = MemoryRelay()
+    async with opening(relay, force_websockets=websocket) as client:
+        end = await relay.accept()
+        assert relay.dialed == [("192.0.2.80", 3128, AF_INET)]
+        # By its name, though the map has an address.
+        assert await end.read_head() == (
+            b"CONNECT derp.test:3340 HTTP/1.1\r\n"
+            b"Host: derp.test:3340\r\n"
+            b"User-Agent: tailnet\r\n"
+            b"Proxy-Authorization: Basic bWU6c2VjcmV0\r\n\r\n"
+        )
+        await end.stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+        if websocket:
+            assert b"\r\nUpgrade: websocket\r\n" in await end.read_head()
+            return
+        await end.upgrade()
+        await end.admit()
+        connected = await client.wait_connected()
+        assert connected.proxy == "http://192.0.2.80:3128"
+        assert connected.remote == "derp.test:3340"
+
+
+async def test_a_proxy_that_is_given_or_forbidden(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.80:3128")
+    relay = MemoryRelay()
+    async with opening(relay, proxies=ProxyRules()):
+        await relay.accept()
+        assert relay.dialed.pop()[0] == "192.0.2.1"
+    rules = ProxyRules.always("http://192.0.2.81")
+    async with opening(relay, proxies=rules) as client:
+        end = await relay.accept()
+        assert relay.dialed.pop()[:2] == ("192.0.2.81", 80)
+        await end.read_head()
+        await end.stream.send_all(b"HTTP/1.1 403 Filtered\r\n\r\n")
+        failed = await wait_event(client, ConnectFailed)
+        assert failed.reason == "900a: proxy http://192.0.2.81:80: 403 Filtered"
+        # It was the proxy that refused, not the relay: no call for websockets.
+        assert client.force_websocket_reason is None
+
+
+async def test_a_wrong_setting_is_a_failed_attempt(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "socks5://192.0.2.80")
+    async with opening(MemoryRelay()) as client:
+        failed = await wait_event(client, ConnectFailed)
+        assert failed.reason.startswith("900a: HTTP_PROXY: there is no support")
+
+
+async def test_a_proxy_that_hangs_leaves_the_second_node_its_turn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    relay = MemoryRelay()
+    async with open_derp_client(
+        CLIENT_KEY,
+        region_of("900a", "900b"),
+        proxies=ProxyRules.always("192.0.2.80"),
+        connect=relay.connect,
+    ) as client:
+        end = await relay.accept()
+        assert b"CONNECT derp.test:3340 " in await end.read_head()
+        end = await relay.accept()
+        assert trio.current_time() == 5
+        assert b"CONNECT derp.test:3341 " in await end.read_head()
+        await end.stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+        await end.upgrade()
+        await end.admit()
+        assert (await client.wait_connected()).node.name == "900b"
 
 
 async def test_note_preferred(autojump_clock: trio.testing.MockClock) -> None:

@@ -21,7 +21,6 @@ from cryptography.x509 import load_pem_x509_certificate
 from tailnet.derp.derpmap import DERPNode
 from tailnet.derp.dial import (
     TlsFacts,
-    connect_tcp,
     derp_port,
     dial_node,
     dial_region,
@@ -79,11 +78,11 @@ def opened(network: Network, stream: trio.abc.Stream) -> str:
 
 async def test_both_families_race(autojump_clock: trio.testing.MockClock) -> None:
     network = Network({"derp.test/4": 0.3, "derp.test/6": 0.2})
-    stream = await dial_node(NODE, connect=network.connect)
+    dialed = await dial_node(NODE, connect=network.connect)
     assert network.dialed == [(0, "derp.test", 443, V4), (0, "derp.test", 443, V6)] or (
         network.dialed == [(0, "derp.test", 443, V6), (0, "derp.test", 443, V4)]
     )
-    assert opened(network, stream) == "derp.test/6"
+    assert opened(network, dialed.stream) == "derp.test/6"
     assert trio.current_time() == 0.2
 
 
@@ -91,8 +90,8 @@ async def test_a_tie_leaves_one_connection(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network({"derp.test/4": 0.2, "derp.test/6": 0.2})
-    stream = await dial_node(NODE, connect=network.connect)
-    won = opened(network, stream)
+    dialed = await dial_node(NODE, connect=network.connect)
+    won = opened(network, dialed.stream)
     assert network.closed == [key for key in network.open if key != won]
 
 
@@ -100,8 +99,8 @@ async def test_ipv4_waits_where_ipv6_is_known_to_work(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network({"derp.test/4": 0.01, "derp.test/6": 0.1})
-    stream = await dial_node(NODE, prefer_ipv6=True, connect=network.connect)
-    assert opened(network, stream) == "derp.test/6"
+    dialed = await dial_node(NODE, prefer_ipv6=True, connect=network.connect)
+    assert opened(network, dialed.stream) == "derp.test/6"
     assert network.dialed == [(0, "derp.test", 443, V6)]
 
 
@@ -109,8 +108,8 @@ async def test_ipv4_that_waited_still_wins_if_ipv6_is_silent(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     network = Network({"derp.test/4": 0.01})
-    stream = await dial_node(NODE, prefer_ipv6=True, connect=network.connect)
-    assert opened(network, stream) == "derp.test/4"
+    dialed = await dial_node(NODE, prefer_ipv6=True, connect=network.connect)
+    assert opened(network, dialed.stream) == "derp.test/4"
     assert trio.current_time() == pytest.approx(0.21)
 
 
@@ -187,9 +186,9 @@ async def test_nodes_are_tried_in_order(
         replace(NODE, name="1e", host_name="better.test"),
     ]
     network = Network({"refuses.test": -0.1, "good.test": 0.1, "better.test": 0.0})
-    stream, node = await dial_region(nodes, connect=network.connect)
-    assert node is nodes[3]
-    assert opened(network, stream) == "good.test"
+    dialed = await dial_region(nodes, connect=network.connect)
+    assert dialed.node is nodes[3]
+    assert opened(network, dialed.stream) == "good.test"
     assert network.dialed[-1][1:] == ("good.test", 8443, V4)
     assert "stun.test" not in {host for _, host, _, _ in network.dialed}
     assert trio.current_time() == pytest.approx(1.5 + 0.1 + 0.1)
@@ -421,20 +420,3 @@ async def test_a_peer_without_tls(answer: bytes) -> None:
     await far.send_eof()
     with pytest.raises(ConnectError, match="1a: TLS failed: "):
         await start_tls(near, NODE)
-
-
-# -- sockets ----------------------------------------------------------------
-
-
-async def test_connect_tcp_takes_the_family_it_is_told() -> None:
-    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
-    async with listener:
-        port = listener.socket.getsockname()[1]
-        stream = await connect_tcp("127.0.0.1", port, V4)
-        async with stream, await listener.accept():
-            assert isinstance(stream, trio.SocketStream)
-            assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        with pytest.raises(OSError, match="family"):
-            await connect_tcp("127.0.0.1", port, V6)
-    with pytest.raises(ConnectionRefusedError):
-        await connect_tcp("127.0.0.1", port, V4)

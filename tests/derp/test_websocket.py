@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, strategies as st
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from wsproto.utilities import generate_accept_token
 
-from tailnet.derp.upgrade import ResponseReader
+from tailnet.derp.upgrade import ResponseHead, ResponseReader
 from tailnet.derp.websocket import (
     CLOSE_POLICY_VIOLATION,
     CLOSE_UNSUPPORTED_DATA,
@@ -463,6 +465,36 @@ def test_only_get_and_only_http_1_1() -> None:
         text="WebSocket protocol violation: handshake request must be at least "
         'HTTP/1.1: "HTTP/1.0"',
     )
+
+
+def test_request_for_another_path_without_a_subprotocol() -> None:
+    wire = encode_websocket_request("d", KEY, target="/a?b=c", subprotocol=None)
+    assert wire.startswith(b"GET /a?b=c HTTP/1.1\r\nHost: d\r\n")
+    assert b"Sec-WebSocket-Protocol" not in wire
+
+
+@pytest.mark.parametrize(
+    ("chosen", "wanted", "is_good"),
+    [
+        (b"", None, True),
+        (b"", b"derp", True),
+        (b"Derp", b"derp", True),
+        (b"derp", None, False),
+        (b"other", b"derp", False),
+    ],
+)
+def test_subprotocol_of_an_answer(
+    chosen: bytes, wanted: bytes | None, is_good: bool
+) -> None:
+    headers = [
+        (b"connection", b"Upgrade"),
+        (b"upgrade", b"websocket"),
+        (b"sec-websocket-accept", generate_accept_token(KEY.encode())),
+        *([(b"sec-websocket-protocol", chosen)] if chosen else []),
+    ]
+    head = ResponseHead(101, "", tuple(headers), b"")
+    with nullcontext() if is_good else pytest.raises(RemoteProtocolError, match="subp"):
+        check_websocket_response(head, KEY, subprotocol=wanted)
 
 
 def test_request_on_the_wire() -> None:

@@ -14,7 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz import control_targets, derp_targets, other_targets, web_targets
+from tests.fuzz import (
+    control_targets,
+    derp_targets,
+    other_targets,
+    sdk_targets,
+    web_targets,
+)
 
 __all__ = ("CORPUS", "TARGETS", "corpus_of")
 
@@ -22,7 +28,13 @@ CORPUS: Final = Path(__file__).parent / "corpus"
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     name: getattr(module, name)
-    for module in (derp_targets, web_targets, control_targets, other_targets)
+    for module in (
+        derp_targets,
+        web_targets,
+        control_targets,
+        sdk_targets,
+        other_targets,
+    )
     for name in module.__all__
 }
 

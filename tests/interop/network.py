@@ -90,6 +90,10 @@ def open_network() -> Iterator[Network]:
                 (name, "uplink", far),
             ):
                 on = (ip, "-n", namespace)
+                # No link-local IPv6 address: it comes a second or two after
+                # the link, and clients take that for a change of network,
+                # on which they dial their relays anew (magicsock, Rebind).
+                network.run(*on, "link", "set", link, "addrgenmode", "none")
                 network.run(*on, "address", "add", f"{address}/30", "dev", link)
                 network.run(*on, "link", "set", link, "up")
             network.run(ip, "-n", name, "route", "add", "default", "via", near)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
 import trio
+import trustme
 
 from tests.interop.programs import (
     Program,
@@ -33,6 +34,20 @@ __all__ = ("Agent", "Json", "Server", "ServerKind", "User", "open_server")
 Json: TypeAlias = dict[str, Any]
 
 ROOT: Final = Path(__file__).resolve().parents[3]
+# ``tailnet`` from the source: nothing has to be installed.
+TAILNET: Final = (
+    sys.executable,
+    "-c",
+    "from tailnet.cli.main import main; main()",
+)
+OPERATOR: Final = (
+    sys.executable,
+    "-c",
+    (
+        "import json, sys; from tailnet.cli.main import run;"
+        " sys.exit(max(run(command) for command in json.loads(sys.argv[1])))"
+    ),
+)
 START_TIMEOUT: Final = 30.0  # seconds; the machine may be busy
 
 
@@ -83,6 +98,7 @@ class Server:
         owner: The user who owns the workspaces.
         stranger: A user who owns nothing.
         agents: One for each workspace.
+        ca_file: Who vouches for it, if that is nobody that the peers know.
     """
 
     kind: ServerKind
@@ -93,11 +109,17 @@ class Server:
     agents: tuple[Agent, ...]
 
     _hands: _Hands = field(repr=False)
+    ca_file: Path | None = None
 
     @property
     def agent(self) -> Agent:
         """The first agent; most scenarios need one."""
         return self.agents[0]
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """The whole environment of an agent or client of this server."""
+        trust = {"SSL_CERT_FILE": str(self.ca_file)} if self.ca_file else {}
+        return clean_environment(home, **trust)
 
     async def add_workspace(self, name: str) -> Agent:
         """Make another workspace of the owner, with one agent."""
@@ -119,6 +141,7 @@ async def open_server(
     block_direct: bool = False,
     force_websockets: bool = False,
     agents: int = 1,
+    tls: bool = False,
     flags: Sequence[str] = (),
     wrapper: Sequence[str | Path] = (),
 ) -> AsyncIterator[Server]:
@@ -134,11 +157,14 @@ async def open_server(
         block_direct: It tells everybody to have no direct paths.
         force_websockets: It tells everybody to use DERP over websockets.
         agents: Number of workspaces, each with one agent.
+        tls: HTTPS alone, with a certificate of an authority in the folder.
+            Not for the reference.
         flags: Further ones of the program.
         wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    url = access_url or f"http://{host}:{port}"
+    ca_file = _issue_certificate(folder, host) if tls else None
+    url = access_url or f"{'https' if tls else 'http'}://{host}:{port}"
     if kind is ServerKind.REFERENCE:
         opened = _open_reference(
             folder,
@@ -151,9 +177,17 @@ async def open_server(
             wrapper=wrapper,
         )
     else:
+        listen: tuple[str, ...] = ("--http-address", f"{host}:{port}")
+        if tls:
+            listen = (
+                *("--http-address", "disable", "--tls-enable"),
+                *("--tls-address", f"{host}:{port}"),
+                *("--tls-cert-file", str(folder / "tls.crt")),
+                *("--tls-key-file", str(folder / "tls.key")),
+            )
         opened = _open_ours(
             folder,
-            *("--http-address", f"{host}:{port}"),
+            *listen,
             *("--access-url", url),
             *(["--block-direct-connections"] if block_direct else []),
             *(["--derp-force-websockets"] if force_websockets else []),
@@ -162,7 +196,19 @@ async def open_server(
             wrapper=wrapper,
         )
     async with opened as (program, owner, stranger, its_agents, hands):
-        yield Server(kind, program, url, owner, stranger, its_agents, hands)
+        yield Server(*(kind, program, url, owner, stranger, its_agents, hands, ca_file))
+
+
+def _issue_certificate(folder: Path, host: str) -> Path:
+    """Make a certificate for ``host``; returns the file of its authority."""
+    authority = trustme.CA()
+    ca_file = folder / "ca.pem"
+    authority.cert_pem.write_to_path(ca_file)
+    leaf = authority.issue_cert(host)
+    leaf.private_key_pem.write_to_path(folder / "tls.key")
+    for number, pem in enumerate(leaf.cert_chain_pems):
+        pem.write_to_path(folder / "tls.crt", append=number > 0)
+    return ca_file
 
 
 _Opened: TypeAlias = tuple[Program, User, User, tuple[Agent, ...], _Hands]
@@ -230,82 +276,95 @@ class _TestRoutes:
 async def _open_ours(
     folder: Path, *flags: str, agents: int, wrapper: Sequence[str | Path]
 ) -> AsyncIterator[_Opened]:
-    data = folder / "data"
+    operator = _Operator(folder, folder / "data")
+    # Before the server: the data directory is all that they share.
+    owner, stranger, its_agents = await operator.prepare(agents)
     async with open_program(
         *wrapper,
-        *(sys.executable, "-m", "tailnet", "serve"),
+        *(*TAILNET, "serve"),
         *flags,
-        *("--data-dir", data),
+        *("--data-dir", operator.data),
         log_file=folder / "serve.log",
         env=_our_environment(folder),
         cwd=ROOT,
         name="tailnet serve",
     ) as program:
         await program.wait_log(r"\bready\b", timeout=START_TIMEOUT)
-        operator = _Operator(folder, data)
-        yield (
-            program,
-            await operator.user("owner"),
-            await operator.user("stranger"),
-            tuple(
-                [
-                    await operator.add_workspace(f"ws{number}")
-                    for number in range(1, agents + 1)
-                ]
-            ),
-            operator,
-        )
+        yield program, owner, stranger, its_agents, operator
 
 
 @dataclass(slots=True)
 class _Operator:
-    """Makes users, workspaces and agents with the ``tailnet`` command.
-
-    What it made is kept in the folder: tokens are told once.
-    """
+    """Makes users, workspaces and agents with the ``tailnet`` command."""
 
     folder: Path
     data: Path
 
-    async def user(self, name: str) -> User:
-        made = await self.make(f"user-{name}", "user", "create", name)
-        return User(made["id"], made["username"], made["token"])
+    async def prepare(self, agents: int) -> tuple[User, User, tuple[Agent, ...]]:
+        """Make two users, and workspaces of the first, unless that was done.
+
+        What was made is kept in the folder: tokens are told once.
+        """
+        kept = self.folder / "made.json"
+        if not kept.exists():
+            made = await self.run(
+                ("user", "create", "owner"),
+                ("user", "create", "stranger"),
+                *(
+                    command
+                    for number in range(1, agents + 1)
+                    for command in self.workspace_commands(f"ws{number}")
+                ),
+            )
+            kept.write_text(json.dumps(made))
+        owner, stranger, *rest = json.loads(kept.read_text())
+        return (
+            User(owner["id"], owner["username"], owner["token"]),
+            User(stranger["id"], stranger["username"], stranger["token"]),
+            tuple(
+                self.agent_of(workspace, agent)
+                for workspace, agent in zip(rest[::2], rest[1::2], strict=True)
+            ),
+        )
 
     async def add_workspace(self, name: str) -> Agent:
-        workspace = await self.make(
-            f"workspace-{name}",
-            *("workspace", "create", f"owner/{name}"),
-        )
-        agent = await self.make(
-            f"agent-{name}",
-            *("agent", "create", f"owner/{name}/main"),
-        )
-        return Agent(agent["id"], agent["token"], workspace["id"], name)
+        workspace, agent = await self.run(*self.workspace_commands(name))
+        return self.agent_of(workspace, agent)
 
     async def delete_workspace(self, name: str) -> None:
-        await self.run("workspace", "delete", f"owner/{name}")
+        await self.run(("workspace", "delete", f"owner/{name}"))
 
-    async def make(self, key: str, *command: str) -> Json:
-        kept = self.folder / f"made-{key}.json"
-        if not kept.exists():
-            kept.write_bytes(await self.run(*command))
-        made: Json = json.loads(kept.read_bytes())
-        return made
+    @staticmethod
+    def workspace_commands(name: str) -> list[tuple[str, ...]]:
+        return [
+            ("workspace", "create", f"owner/{name}"),
+            ("agent", "create", f"owner/{name}/main"),
+        ]
 
-    async def run(self, *command: str) -> bytes:
+    @staticmethod
+    def agent_of(workspace: Json, agent: Json) -> Agent:
+        return Agent(agent["id"], agent["token"], workspace["id"], workspace["name"])
+
+    async def run(self, *commands: Sequence[str]) -> list[Json]:
+        """Run commands in one process; it takes long to start one."""
         runs = self.folder / "operator"
         runs.mkdir(exist_ok=True)
+        where = ("-o", "json", "--data-dir", str(self.data))
         done = await run_program(
-            *(sys.executable, "-m", "tailnet", *command),
-            *("-o", "json", "--data-dir", self.data),
+            *(*OPERATOR, json.dumps([[*command, *where] for command in commands])),
             folder=runs,
-            timeout=30,
+            timeout=60,
             env=_our_environment(self.folder),
             cwd=ROOT,
             name="tailnet",
         )
         assert done.returncode == 0, done.log
-        return done.stdout
+        text, answers, decoder = done.stdout.decode().strip(), [], json.JSONDecoder()
+        while text:
+            answer, end = decoder.raw_decode(text)
+            answers.append(answer)
+            text = text[end:].strip()
+        return answers
 
 
 def _our_environment(folder: Path) -> dict[str, str]:

@@ -107,7 +107,9 @@ async def test_who_may_dial(kind: ServerKind, tmp_path: Path) -> None:
         other = await asking.refused(COORDINATE, token=stranger)
         assert other["status"] == 404
         assert other["body"] == {
-            "message": ("Resource not found or you do not have access to this resource")
+            "message": (
+                "Agent doesn't exist with that id, or you do not have access to it."
+            )
         }
         user_as_agent = await asking.refused(RPC)
         assert user_as_agent["status"] == 401

@@ -73,6 +73,8 @@ class FakeCoordinator:
     removed: list[tuple[UUID, str]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     state: Any = None
+    agents: set[UUID] = field(default_factory=set)
+    closed: bool = False
 
     async def coordinate(self, call: ServerCall, **peer: Any) -> None:
         self.calls.append(peer)
@@ -86,6 +88,13 @@ class FakeCoordinator:
 
     def snapshot(self) -> Any:
         return self.state
+
+    def peer_ids(self, kind: str) -> set[UUID]:
+        assert kind == "agent"
+        return self.agents
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @dataclass(frozen=True)

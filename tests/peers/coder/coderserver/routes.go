@@ -93,7 +93,9 @@ func (s *server) withAgent(handler agentHandler) http.HandlerFunc {
 		}
 		workspace, agent := s.inventory.agent(func(a *agentEntry) bool { return a.ID == id })
 		if agent == nil || !user.Owner {
-			answerNotFound(w)
+			answer(w, http.StatusNotFound, codersdk.Response{
+				Message: "Agent doesn't exist with that id, or you do not have access to it.",
+			})
 			return
 		}
 		handler(w, r, user, workspace, agent)

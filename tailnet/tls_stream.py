@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import trio
 
-__all__ = ("TlsStream",)
+__all__ = ("TlsStream", "default_tls_context", "tls_failure")
 
 # One read of the network.
 _READ_LEN: Final = 64 << 10
@@ -24,6 +24,25 @@ _READ_LEN: Final = 64 << 10
 _RECORD_LEN: Final = 1 << 14
 
 _ENCODING_DER: Final = 2  # _ssl.ENCODING_DER
+
+
+def default_tls_context() -> ssl.SSLContext:
+    """A client's context with the system's roots."""
+    context = ssl.create_default_context()
+    # Python 3.13 began to refuse private roots that leave optional extensions
+    # out; Go's client takes them.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def tls_failure(exc: trio.BrokenResourceError) -> str:
+    """Why a handshake did not work, for people."""
+    cause = exc.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return cause.verify_message
+    if isinstance(cause, ssl.SSLError):
+        return cause.reason or str(cause)
+    return str(cause or exc) or "the other side closed the connection"
 
 
 class TlsStream(trio.abc.Stream):

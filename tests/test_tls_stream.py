@@ -9,7 +9,7 @@ import trio
 import trio.testing
 import trustme
 
-from tailnet.derp.tls_stream import TlsStream
+from tailnet.tls_stream import TlsStream
 from tests.derp.memory_relay import MemoryStream
 
 CA = trustme.CA()

@@ -1,0 +1,1 @@
+"""The control plane as seen from a client: Coder's API and coordination."""
