@@ -404,7 +404,7 @@ def _crowd(
         (DELIVERY, *WINDOWED, *ALL_HAVE_IT, memory, IDLE_CPU, *CONNECT),
         tls=False,
         options=("--clients", str(clients)),
-        full=("--updates", str(updates), "--hold", f"{hold:g}", "--timeout", "170"),
+        full=("--updates", str(updates), "--hold", f"{hold:g}", "--timeout", "420"),
         quick=None if quick is None else ("--updates", str(quick), "--hold", "1"),
         pinned=True,
     )
