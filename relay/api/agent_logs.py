@@ -23,7 +23,7 @@ from relay.pages.page import Response
 from relay.store.model import StoredLogLine
 from tailnet.errors import StoreUnavailableError
 
-__all__ = ("LOG_ROUTES", "POLL_INTERVAL")
+__all__ = ("LOG_ROUTES", "MAX_LINES", "POLL_INTERVAL")
 
 log = structlog.get_logger("relay.api")
 
@@ -32,6 +32,9 @@ POLL_INTERVAL: Final = 1.0
 
 # Looks between two Pings, whose Pongs have as long to come.
 LOOKS_PER_PING: Final = 15
+
+# Lines that are read at one time.
+MAX_LINES: Final = 1000
 
 # Bytes of output in a message. The reader takes 4 MiB.
 MAX_BATCH_LEN: Final = 256 << 10
@@ -53,7 +56,7 @@ async def _agent_logs(request: ApiRequest) -> Response | Takeover:
         return _BAD_AFTER
     follower = _Follower(request, identity.agent.id, int(after))
     if "follow" not in request.request.query:
-        return json_answer(200, await follower.next_lines())
+        return json_answer(200, await follower.all_lines())
     return accept_messages(request, follower.serve)
 
 
@@ -66,17 +69,29 @@ class _Follower:
         self._seen = after
 
     async def next_lines(self) -> Sequence[Mapping[str, Any]]:
-        """The lines that were not seen yet, numbered from 1."""
-        reports = await self._store.agent_reports(self._agent_id)
-        lines = [] if reports is None else list(reports.logs)
-        if len(lines) < self._seen:
+        """Lines that were not seen yet, numbered from 1, MAX_LINES at most."""
+        count, lines = await self._look()
+        if count < self._seen:
             self._seen = 0  # the agent started anew, and so did its logs
+            count, lines = await self._look()
         new = [
             _line_json(number, entry)
-            for number, entry in enumerate(lines[self._seen :], self._seen + 1)
+            for number, entry in enumerate(lines, self._seen + 1)
         ]
         self._seen += len(new)
         return new
+
+    async def _look(self) -> tuple[int, Sequence[StoredLogLine]]:
+        return await self._store.agent_logs(
+            self._agent_id, after=self._seen, limit=MAX_LINES
+        )
+
+    async def all_lines(self) -> Sequence[Mapping[str, Any]]:
+        """All that were not seen yet."""
+        lines: list[Mapping[str, Any]] = []
+        while new := await self.next_lines():
+            lines += new
+        return lines
 
     async def serve(self, messages: MessageSocket) -> None:
         """Send lines until the client leaves."""
@@ -93,8 +108,9 @@ class _Follower:
         looks, pongs = 0, -1
         try:
             while True:
-                for batch in _batches(await self.next_lines()):
-                    await messages.send(msgspec.json.encode(batch).decode())
+                while lines := await self.next_lines():
+                    for batch in _batches(lines):
+                        await messages.send(msgspec.json.encode(batch).decode())
                 if looks % LOOKS_PER_PING == 0:
                     if messages.pongs == pongs:
                         break  # the client is gone without a word

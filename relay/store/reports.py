@@ -61,6 +61,7 @@ __all__ = (
     "save_lifecycle",
     "save_metadata",
     "save_startup",
+    "some_logs",
 )
 
 ReportT = TypeVar("ReportT")
@@ -228,9 +229,7 @@ def add_logs(
     if not lines:
         return True
     size = row.logs_size + sum(len(line.output.encode()) for line in lines)
-    kept = connection.execute(
-        sa.select(sa.func.count()).where(agent_logs.c.agent_id == agent_id)
-    ).scalar_one()
+    kept = _count_logs(connection, agent_id)
     if size > MAX_LOG_SIZE or kept + len(lines) > MAX_LOG_LINES:
         # coderd/agentapi/logs.go: the whole batch is refused, for good.
         _update_agent(connection, agent_id, logs_overflowed=True)
@@ -373,9 +372,36 @@ def _last(
     return [decoder.decode(body) for body in bodies]
 
 
-def _logs_of(connection: sa.Connection, agent_id: UUID) -> list[StoredLogLine]:
+def some_logs(
+    connection: sa.Connection, agent_id: UUID, *, after: int, limit: int
+) -> tuple[int, list[StoredLogLine]]:
+    """See Store.agent_logs."""
+    count = _count_logs(connection, agent_id)
+    if count <= after:
+        return count, []
+    return count, _logs_of(connection, agent_id, after=after, limit=limit)
+
+
+def _count_logs(connection: sa.Connection, agent_id: UUID) -> int:
+    lines = sa.select(sa.func.count()).where(agent_logs.c.agent_id == agent_id)
+    return connection.execute(lines).scalar_one()
+
+
+def _logs_of(
+    connection: sa.Connection,
+    agent_id: UUID,
+    *,
+    after: int = 0,
+    limit: int = MAX_LOG_LINES,
+) -> list[StoredLogLine]:
     table = agent_logs
-    query = table.select().where(table.c.agent_id == agent_id).order_by(table.c.id)
+    query = (
+        table.select()
+        .where(table.c.agent_id == agent_id)
+        .order_by(table.c.id)
+        .offset(after)
+        .limit(limit)
+    )
     return [
         StoredLogLine(
             row.source_id, LogLine(row.created_at, LogLevel(row.level), row.output)

@@ -41,6 +41,7 @@ from relay.store.model import (
     SigningKey,
     Startup,
     Stats,
+    StoredLogLine,
     User,
     Workspace,
     WorkspaceAgents,
@@ -352,6 +353,14 @@ class SqlStore(Store):
     ) -> None:
         """See Store."""
         await self._database.write(reports.add_resource_usages, agent_id, usages)
+
+    async def agent_logs(
+        self, agent_id: UUID, *, after: int, limit: int
+    ) -> tuple[int, Sequence[StoredLogLine]]:
+        """See Store."""
+        return await self._database.read(
+            reports.some_logs, agent_id, after=after, limit=limit
+        )
 
     async def agent_reports(self, agent_id: UUID) -> AgentReports | None:
         """See Store."""

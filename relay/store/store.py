@@ -40,6 +40,7 @@ from relay.store.model import (
     SigningKey,
     Startup,
     Stats,
+    StoredLogLine,
     User,
     Workspace,
     WorkspaceAgents,
@@ -321,6 +322,20 @@ class Store(Protocol):
         self, agent_id: UUID, usages: Sequence[ResourceUsage]
     ) -> None:
         """Keep datapoints, among the last MAX_RESOURCE_USAGES."""
+
+    async def agent_logs(
+        self, agent_id: UUID, *, after: int, limit: int
+    ) -> tuple[int, Sequence[StoredLogLine]]:
+        """Some of an agent's output, cheaply: it is asked for every second.
+
+        Args:
+            agent_id: Of one that there may be.
+            after: Lines to leave out.
+            limit: Lines at most.
+
+        Returns:
+            How many lines there are in all, and those that were asked for.
+        """
 
     async def agent_reports(self, agent_id: UUID) -> AgentReports | None:
         """All that is kept of what an agent reported, at one moment."""

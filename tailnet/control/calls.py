@@ -293,6 +293,11 @@ class Call:
             del handed[: bisect_right(handed, sent)]
         return len(self._pending) + len(handed)
 
+    @property
+    def backlog_size(self) -> int:
+        """Bytes of ``backlog``, and of what is on the same way."""
+        return sum(map(len, self._pending)) + self._session.link.unsent
+
     def _send_packets(self, wire: bytes) -> None:
         """Send encoded packets, behind what waits already."""
         if wire and not self.ended:

@@ -3,7 +3,7 @@
 Answers are sent at once, from whichever task made them necessary. So a peer
 costs one task, which waits for its requests; and a peer that does not read
 holds up nobody, for what its connection cannot take waits there, and when that
-is more than QUEUE_DEPTH it is dropped.
+is more than QUEUE_DEPTH responses, or MAX_BACKLOG_SIZE bytes, it is dropped.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from tailnet.errors import AuthorizationError, RemoteProtocolError
 from tailnet.keys import NodePublic
 
 __all__ = (
+    "FEW_RESPONSES",
+    "MAX_BACKLOG_SIZE",
     "MAX_LOST_PEERS",
     "MAX_REQUEST_SIZE",
     "CoordinateCall",
@@ -60,6 +62,12 @@ KEY_REPLACED: Final = "the peer has had many other keys since"
 MAX_REQUEST_SIZE: Final = 2 * MAX_NODE_SIZE
 
 
+# Ours, in bytes: what may wait for one peer, if it is more than a few responses
+# (the first ones may be large, with the nodes of all who wait for the peer).
+MAX_BACKLOG_SIZE: Final = 1 << 20
+FEW_RESPONSES: Final = 16
+
+
 class CoordinateCall(Protocol):
     """What is used of :class:`tailnet.control.server.ServerCall`."""
 
@@ -74,6 +82,11 @@ class CoordinateCall(Protocol):
     @property
     def backlog(self) -> int:
         """Responses that wait."""
+        ...
+
+    @property
+    def backlog_size(self) -> int:
+        """Their bytes, about."""
         ...
 
 
@@ -240,7 +253,7 @@ class CoordinatorService:
             for stream in event.receivers:
                 call = stream.call
                 call.send_nowait(data)
-                if call.backlog > QUEUE_DEPTH and not stream.ended:
+                if _is_too_slow(call) and not stream.ended:
                     log.info(
                         "peer too slow",
                         peer=str(stream.peer_id),
@@ -366,6 +379,13 @@ class CoordinatorService:
         for key in keys:
             for listener in self._key_listeners:
                 listener(NodePublic(key), reason)
+
+
+def _is_too_slow(call: CoordinateCall) -> bool:
+    backlog = call.backlog
+    return backlog > QUEUE_DEPTH or (
+        backlog > FEW_RESPONSES and call.backlog_size > MAX_BACKLOG_SIZE
+    )
 
 
 def _decode_node(node: bytes | None) -> tailnet_pb2.Node | None:

@@ -238,6 +238,8 @@ async def test_messages_wait_for_credit(autojump_clock: MockClock) -> None:
         for _ in range(3):
             call.send_nowait(message)
         assert call.backlog == 3
+        # Five messages with their headers, of which a window has gone.
+        assert 0 < call.backlog_size - (500_000 - INITIAL_WINDOW) < 100
         # As much as there was credit for has gone, to the byte.
         assert len(peer.received(1)) == INITIAL_WINDOW
         peer.update(1, 0, 100_000)

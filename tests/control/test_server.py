@@ -430,7 +430,7 @@ async def test_calls_that_are_reset_while_their_handlers_go_on(
                 peer.rst(stream_id)
             await peer.settle()
             assert most == 4 * HANDLERS_PER_STREAM + 1
-            await trio.sleep(CALL_GRACE)
+            await trio.sleep(CALL_GRACE + 1)
             assert not running
     (end,) = (entry for entry in logs if entry["event"] == "rpc session ended")
     assert end["reason"] == "the peer makes calls faster than they can end"

@@ -28,7 +28,11 @@ from tailnet.coordinator.auth import (
 )
 from tailnet.coordinator.core import MAX_NODE_SIZE, QUEUE_DEPTH
 from tailnet.coordinator.node_keys import GRACE
-from tailnet.coordinator.serve import CoordinatorService
+from tailnet.coordinator.serve import (
+    FEW_RESPONSES,
+    MAX_BACKLOG_SIZE,
+    CoordinatorService,
+)
 from tailnet.keys import NodePublic
 from tests.control.raw_peer import RawPeer, raw_client, request
 from tests.coordinator.golden import METHOD
@@ -47,6 +51,7 @@ class FakeCall:
         self.say, self._requests = trio.open_memory_channel[bytes | None](math.inf)
         self.told: list[tailnet_pb2.CoordinateResponse] = []
         self.backlog = 0
+        self.backlog_size = 0
         self.over = False
 
     async def receive(self) -> bytes | None:
@@ -209,6 +214,24 @@ async def test_failed_update(rig: Rig, autojump_clock: MockClock, times: int) ->
     assert agent.take() == [("DISCONNECTED", "failed update", CLIENT)]
     assert [entry["event"] for entry in logs] == ["peer too slow"]
     assert logs[0]["peer"] == str(CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("responses", "size", "over"),
+    [
+        (FEW_RESPONSES, 100 * MAX_BACKLOG_SIZE, False),  # as the first ones may be
+        (FEW_RESPONSES + 1, MAX_BACKLOG_SIZE, False),
+        (FEW_RESPONSES + 1, MAX_BACKLOG_SIZE + 1, True),
+    ],
+)
+async def test_a_backlog_of_many_bytes(
+    rig: Rig, autojump_clock: MockClock, responses: int, size: int, over: bool
+) -> None:
+    client, agent = await rig.pair()
+    client.backlog, client.backlog_size = responses, size
+    agent.publish(number=3)
+    await settle()
+    assert client.over is over
 
 
 async def test_two_slow_peers(rig: Rig, autojump_clock: MockClock) -> None:

@@ -15,10 +15,12 @@ import trio
 import trio.testing
 from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 
+from relay.api import agent_logs
 from relay.api.agent_logs import LOG_ROUTES, LOOKS_PER_PING, POLL_INTERVAL
 from relay.api.router import Router
 from relay.front.router import Front
 from relay.store.model import Lifecycle, LifecycleState, LogLevel, LogLine
+from relay.store.sql_store import SqlStore
 from tests.relay.api.rig import NOW, Rig, body_of, fetch, open_rig
 from tests.relay.api.test_messages import HEAD, Peer
 from tests.relay.front.test_router import Client
@@ -171,3 +173,33 @@ async def test_a_client_that_is_gone_is_no_bug(
             sock.close()  # a reset
             await trio.sleep(POLL_INTERVAL / 2)
     assert not [entry for entry in logs if entry["log_level"] == "error"]
+
+
+async def test_what_was_seen_is_not_read_again(
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every follower looks every second, and an agent may have much to say."""
+    async with open_rig(tmp_path) as rig:
+        monkeypatch.setattr(agent_logs, "MAX_LINES", 3)
+        await say(rig, *map(str, range(7)))
+        answer = await fetch(
+            Router(rig.context, LOG_ROUTES), "GET", path(rig), token=rig.token
+        )
+        assert [line["output"] for line in body_of(answer)] == list("0123456")
+
+        read, look = [], SqlStore.agent_logs
+
+        async def note(store: SqlStore, agent_id: UUID, **which: int) -> Any:
+            count, lines = await look(store, agent_id, **which)
+            read.append(len(lines))
+            return count, lines
+
+        monkeypatch.setattr(SqlStore, "agent_logs", note)
+        monkeypatch.delattr(SqlStore, "agent_reports")
+        async with following(rig) as peer:
+            got = [line for _ in range(3) for line in await next_lines(peer)]
+            assert [line["id"] for line in got] == list(range(1, 8))
+            await trio.sleep(10 * POLL_INTERVAL)
+        assert sum(read) == 7

@@ -162,6 +162,7 @@ class StreamingCall:
     """A Coordinate call whose requests come through a channel."""
 
     backlog = 0
+    backlog_size = 0
 
     def __init__(self, requests: trio.MemoryReceiveChannel[bytes]) -> None:
         self._requests = requests

@@ -205,6 +205,22 @@ async def test_logs_come_back_in_order(tmp_path: Path) -> None:
         assert not reports.logs_overflowed
 
 
+async def test_some_logs(tmp_path: Path) -> None:
+    async with furnished(tmp_path) as (store, house):
+        agent_id = house.agent.agent.id
+        await store.add_logs(agent_id, SOURCE, lines("a", "b", "c", "d"))
+
+        async def some(after: int, limit: int) -> tuple[int, str]:
+            count, found = await store.agent_logs(agent_id, after=after, limit=limit)
+            return count, "".join(stored.line.output for stored in found)
+
+        assert await some(0, 100) == (4, "abcd")
+        assert await some(1, 2) == (4, "bc")
+        assert await some(4, 2) == (4, "")
+        assert await some(10**18, 2) == (4, "")
+        assert await store.agent_logs(NOBODY, after=0, limit=1) == (0, [])
+
+
 async def test_too_many_logs_are_refused_for_good(tmp_path: Path) -> None:
     async with furnished(tmp_path) as (store, house):
         agent_id = house.agent.agent.id
