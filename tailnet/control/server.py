@@ -16,7 +16,7 @@ import trio
 from tailnet.control.calls import Call
 from tailnet.control.drpc import UNIMPLEMENTED
 from tailnet.control.drpc_stream import CallState, Invoked
-from tailnet.control.link import CLOSE_INTERNAL_ERROR, Link
+from tailnet.control.link import Link
 from tailnet.control.session import MAX_LOGGED_REFUSALS, Session
 from tailnet.control.yamux import MAX_STREAMS, Role, YamuxStream
 from tailnet.errors import ProtocolError, RpcError
@@ -229,7 +229,7 @@ async def serve_rpc(
         finally:
             end = session.end
             assert end is not None
-            is_fault = end.code == CLOSE_INTERNAL_ERROR or session.refused_streams
+            is_fault = end.is_fault or session.refused_streams
             (log.info if is_fault else log.debug)(
                 "rpc session ended",
                 reason=end.reason,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 
@@ -17,8 +16,6 @@ from tests.interop.tools import find_coder_program, needs
 def kind(request: pytest.FixtureRequest) -> ServerKind:
     """Whose server; every scenario runs against both."""
     kind: ServerKind = request.param
-    if kind is ServerKind.OURS and find_spec("relay.server") is None:
-        pytest.skip("no tailnet serve yet")
     needs(find_coder_program, "coderclient")
     return kind
 

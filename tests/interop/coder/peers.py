@@ -128,7 +128,7 @@ async def open_agent(
         *("--dir", folder),
         log_file=folder / "agent.log",
         stdout=output,
-        env=clean_environment(folder / "home"),
+        env=server.environment(folder / "home"),
         name="coderagent",
     ) as program:
         agent = AgentProgram(program, output)
@@ -170,7 +170,7 @@ async def open_client(
         *flags,
         log_file=folder / "client.log",
         stdout=output,
-        env=clean_environment(folder.parent / "home"),
+        env=server.environment(folder.parent / "home"),
         name="coderclient",
     ) as program:
         yield JsonLines(program, output)
@@ -223,7 +223,7 @@ async def run_rpc(
         folder=folder,
         timeout=timeout,
         stdin=script,
-        env=clean_environment(folder.parent / "home"),
+        env=server.environment(folder.parent / "home"),
         name="coderrpc",
     )
     return [json.loads(line) for line in done.stdout.splitlines()]

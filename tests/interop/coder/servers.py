@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
 import trio
+import trustme
 
 from tests.interop.programs import (
     Program,
@@ -97,6 +98,7 @@ class Server:
         owner: The user who owns the workspaces.
         stranger: A user who owns nothing.
         agents: One for each workspace.
+        ca_file: Who vouches for it, if that is nobody that the peers know.
     """
 
     kind: ServerKind
@@ -107,11 +109,17 @@ class Server:
     agents: tuple[Agent, ...]
 
     _hands: _Hands = field(repr=False)
+    ca_file: Path | None = None
 
     @property
     def agent(self) -> Agent:
         """The first agent; most scenarios need one."""
         return self.agents[0]
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """The whole environment of an agent or client of this server."""
+        trust = {"SSL_CERT_FILE": str(self.ca_file)} if self.ca_file else {}
+        return clean_environment(home, **trust)
 
     async def add_workspace(self, name: str) -> Agent:
         """Make another workspace of the owner, with one agent."""
@@ -133,6 +141,8 @@ async def open_server(
     block_direct: bool = False,
     force_websockets: bool = False,
     agents: int = 1,
+    tls: bool = False,
+    flags: Sequence[str] = (),
     wrapper: Sequence[str | Path] = (),
 ) -> AsyncIterator[Server]:
     """Run a server while the block runs.
@@ -147,10 +157,14 @@ async def open_server(
         block_direct: It tells everybody to have no direct paths.
         force_websockets: It tells everybody to use DERP over websockets.
         agents: Number of workspaces, each with one agent.
+        tls: HTTPS alone, with a certificate of an authority in the folder.
+            Not for the reference.
+        flags: Further ones of the program.
         wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    url = access_url or f"http://{host}:{port}"
+    ca_file = _issue_certificate(folder, host) if tls else None
+    url = access_url or f"{'https' if tls else 'http'}://{host}:{port}"
     if kind is ServerKind.REFERENCE:
         opened = _open_reference(
             folder,
@@ -159,20 +173,42 @@ async def open_server(
             *("--agents", str(agents)),
             *(["--block-direct"] if block_direct else []),
             *(["--force-websockets"] if force_websockets else []),
+            *flags,
             wrapper=wrapper,
         )
     else:
+        listen: tuple[str, ...] = ("--http-address", f"{host}:{port}")
+        if tls:
+            listen = (
+                *("--http-address", "disable", "--tls-enable"),
+                *("--tls-address", f"{host}:{port}"),
+                *("--tls-cert-file", str(folder / "tls.crt")),
+                *("--tls-key-file", str(folder / "tls.key")),
+            )
         opened = _open_ours(
             folder,
-            *("--http-address", f"{host}:{port}"),
+            *listen,
             *("--access-url", url),
             *(["--block-direct-connections"] if block_direct else []),
             *(["--derp-force-websockets"] if force_websockets else []),
+            *flags,
             agents=agents,
             wrapper=wrapper,
         )
     async with opened as (program, owner, stranger, its_agents, hands):
-        yield Server(kind, program, url, owner, stranger, its_agents, hands)
+        yield Server(*(kind, program, url, owner, stranger, its_agents, hands, ca_file))
+
+
+def _issue_certificate(folder: Path, host: str) -> Path:
+    """Make a certificate for ``host``; returns the file of its authority."""
+    authority = trustme.CA()
+    ca_file = folder / "ca.pem"
+    authority.cert_pem.write_to_path(ca_file)
+    leaf = authority.issue_cert(host)
+    leaf.private_key_pem.write_to_path(folder / "tls.key")
+    for number, pem in enumerate(leaf.cert_chain_pems):
+        pem.write_to_path(folder / "tls.crt", append=number > 0)
+    return ca_file
 
 
 _Opened: TypeAlias = tuple[Program, User, User, tuple[Agent, ...], _Hands]

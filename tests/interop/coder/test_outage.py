@@ -13,9 +13,7 @@ from tests.interop.coder.servers import Server, ServerKind, open_server
 from tests.interop.network import RELAY, Network
 
 PORT = 8080
-AWAY = 3.0  # seconds
-# A real session is tried again after up to 10 s (the clients' back-off).
-RELAYED_GAP_MS = 13_000
+AWAY = 2.0  # seconds, and what it takes a server to start
 # No packet of a direct session depends on the server.
 DIRECT_GAP_MS = 1_000
 
@@ -37,6 +35,9 @@ async def test_open_connection_survives(
 
     in_b = network.enter(network.b)
     flags = ("--path", "p2p") if path == "p2p" else ("--block-endpoints",)
+    # TCP through the relay would not show what it is about: Coder's gives up
+    # after five retransmissions, and a slow machine takes as long to start.
+    watch = ("--echo-for", "8s") if path == "p2p" else ("--udp-for", "15s")
     with trio.fail_after(110):
         async with AsyncExitStack() as stack:
             server = await start(stack)
@@ -46,7 +47,7 @@ async def test_open_connection_survives(
             client = await stack.enter_async_context(
                 open_client(
                     *(server, agent, tmp_path / "client"),
-                    *("--echo-for", "8s" if path == "p2p" else "20s"),
+                    *watch,
                     *flags,
                     wrapper=in_b,
                 )
@@ -63,12 +64,11 @@ async def test_open_connection_survives(
             report = await report_of(client)
             assert report["ok"], report
             assert report["path"] == path
-            gap = report["echo_for"]["worst_gap_ms"]
             if path == "p2p":
-                assert gap < DIRECT_GAP_MS
+                assert report["echo_for"]["worst_gap_ms"] < DIRECT_GAP_MS
             else:
                 # It was really gone, and came back.
-                assert AWAY * 1000 <= gap < RELAYED_GAP_MS
+                assert report["udp_for"]["worst_gap_ms"] >= AWAY * 1000
 
             # A new client finds the agent as if nothing had been.
             report = await run_client(

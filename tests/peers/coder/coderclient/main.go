@@ -32,6 +32,7 @@ type options struct {
 	echoRounds     int
 	echoFor        time.Duration
 	udp            int
+	udpFor         time.Duration
 	sinkPort       uint
 	sinkBytes      int64
 	hold           time.Duration
@@ -55,6 +56,7 @@ func main() {
 	flag.IntVar(&o.echoRounds, "echo-rounds", 0, "64-byte echoes to time, one after the other")
 	flag.DurationVar(&o.echoFor, "echo-for", 0, "keep one TCP connection echoing for this long; tells the worst gap")
 	flag.IntVar(&o.udp, "udp", 0, "UDP datagrams to have echoed")
+	flag.DurationVar(&o.udpFor, "udp-for", 0, "have datagrams echoed, one after the other, for this long; tells the worst gap")
 	flag.UintVar(&o.sinkPort, "sink-port", 0, "port of a sink at the agent")
 	flag.Int64Var(&o.sinkBytes, "sink-bytes", 0, "random bytes to send to the sink, timed")
 	flag.DurationVar(&o.hold, "hold", 0, "stay connected for this long at the end")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -58,6 +59,11 @@ func (t *tunnel) exercise(ctx context.Context, o options) error {
 	if o.echoFor > 0 {
 		if err := t.echoFor(ctx, uint16(o.port), o.echoFor); err != nil {
 			return fmt.Errorf("echo for %s: %w", o.echoFor, err)
+		}
+	}
+	if o.udpFor > 0 {
+		if err := t.udpFor(ctx, uint16(o.port), o.udpFor); err != nil {
+			return fmt.Errorf("udp for %s: %w", o.udpFor, err)
 		}
 	}
 	if o.hold > 0 {
@@ -188,7 +194,8 @@ func (t *tunnel) echoRounds(ctx context.Context, port uint16, count int) error {
 	return nil
 }
 
-// echoFor finds out what an open connection feels of what happens meanwhile.
+// echoFor finds out what an open TCP connection feels of what happens meanwhile. It does not survive
+// everything: Coder's TCP gives up after five retransmissions, which is 6 to 13 s without an answer.
 func (t *tunnel) echoFor(ctx context.Context, port uint16, length time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, length+t.wait)
 	defer cancel()
@@ -213,6 +220,66 @@ func (t *tunnel) echoFor(ctx context.Context, port uint16, length time.Duration)
 		"rounds": rounds, "worst_gap_ms": peer.Milliseconds(worst),
 	}
 	return t.ping(ctx, 1)
+}
+
+// udpFor finds out what the tunnel itself feels: a datagram that is lost is not missed.
+func (t *tunnel) udpFor(ctx context.Context, port uint16, length time.Duration) error {
+	conn, err := t.conn.DialContextUDP(ctx, netip.AddrPortFrom(t.address, port))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var worst time.Duration
+	rounds, lost := 0, 0
+	began := time.Now()
+	for last := began; time.Since(began) < length && ctx.Err() == nil; {
+		sent := binary.BigEndian.AppendUint64(nil, uint64(rounds+lost))
+		answered, err := exchange(conn, sent, 100*time.Millisecond)
+		if err != nil {
+			return err
+		}
+		if !answered {
+			lost++
+			continue
+		}
+		worst = max(worst, time.Since(last))
+		last = time.Now()
+		if rounds++; rounds == 1 {
+			peer.Emit("echoing", peer.Event{"path": t.report["path"]})
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	t.report["udp_for"] = peer.Event{
+		"rounds": rounds, "lost": lost, "worst_gap_ms": peer.Milliseconds(worst),
+	}
+	return t.ping(ctx, 1)
+}
+
+// exchange sends one datagram that is unlike all others, and waits for it to come back. Answers to ones that
+// were given up come late, and count for nothing.
+func exchange(conn net.Conn, sent []byte, limit time.Duration) (answered bool, err error) {
+	if _, err := conn.Write(sent); err != nil {
+		return false, err
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(limit))
+	buffer := make([]byte, 2048)
+	for {
+		n, err := conn.Read(buffer)
+		if isTimeout(err) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if bytes.Equal(buffer[:n], sent) {
+			return true, nil
+		}
+	}
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // roundTrip sends 64 bytes that no other round sends, and takes them back.
@@ -240,26 +307,20 @@ func (t *tunnel) udp(ctx context.Context, port uint16, count int) error {
 	defer conn.Close()
 	var durations []time.Duration
 	lost := 0
-	buffer := make([]byte, 2048)
-	for number := 0; number < count; {
+	for len(durations) < count {
 		sent := make([]byte, 1000)
-		binary.BigEndian.PutUint64(sent, uint64(number))
+		binary.BigEndian.PutUint64(sent, uint64(len(durations)+lost))
 		began := time.Now()
-		if _, err := conn.Write(sent); err != nil {
-			return err
-		}
-		_ = conn.SetReadDeadline(began.Add(time.Second))
-		n, err := conn.Read(buffer)
+		answered, err := exchange(conn, sent, time.Second)
 		switch {
-		case err != nil && ctx.Err() == nil && lost < count:
-			lost++
 		case err != nil:
-			return fmt.Errorf("datagram %d: %w", number, err)
-		case !bytes.Equal(buffer[:n], sent):
-			// A late answer to one that was given up.
-		default:
+			return err
+		case answered:
 			durations = append(durations, time.Since(began))
-			number++
+		case ctx.Err() != nil || lost == count:
+			return fmt.Errorf("%d datagrams were lost, %d answered", lost, len(durations))
+		default:
+			lost++
 		}
 	}
 	summary := peer.Quantiles(durations)
