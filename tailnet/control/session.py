@@ -131,7 +131,7 @@ class Session:
     __slots__ = ("_control", "_failed_calls", "_held", "_make_call", "_nursery",
                  "_on_pong", "_stall_deadline", "_stall_sent", "_unread_control",
                  "_waiting", "_writing", "_yamux", "calls", "end", "ended", "handed",
-                 "keepalive", "link", "room")  # fmt: skip
+                 "keepalive", "link", "refused_calls", "room")  # fmt: skip
 
     def __init__(
         self,
