@@ -228,7 +228,8 @@ def _listen(
     address: ListenAddress,
     options: TcpOptions,
 ) -> socket:
-    listener = open_listener(address.host, address.port, options)
+    setting = "-a" if name == "derp" else "-http-port"
+    listener = open_listener(address.host, address.port, options, setting=setting)
     _note_address(relay, sockets, name, listener)
     return listener
 

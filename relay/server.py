@@ -287,9 +287,14 @@ class _Sockets:
         Raises:
             ConfigError: An address cannot be used.
         """
-        for name, address in (("http", settings.http), ("https", settings.tls)):
+        for name, address, setting in (
+            ("http", settings.http, "--http-address"),
+            ("https", settings.tls, "--tls-address"),
+        ):
             if address is not None:
-                listener = open_listener(address.host, address.port, TcpOptions())
+                listener = open_listener(
+                    address.host, address.port, TcpOptions(), setting=setting
+                )
                 self.listeners[name] = listener
                 self._note(name, listener)
         if settings.stun is not None:
@@ -300,7 +305,8 @@ class _Sockets:
         port = address.port
         if follows_http and not port:
             port = self.port("http") or self.port("https") or 0
-        return open_stun_socket(address.host, port)
+        advice = "--stun-address, or --stun-address disable"
+        return open_stun_socket(address.host, port, advice=advice)
 
     def _note(self, name: str, sock: socket) -> None:
         self._stack.callback(sock.close)

@@ -68,12 +68,15 @@ class StunStatistics:
     ipv6: int = 0
 
 
-def open_stun_socket(host: str, port: int) -> socket.socket:
+def open_stun_socket(
+    host: str, port: int, *, advice: str = "-stun-port, or -stun=false"
+) -> socket.socket:
     """Open the socket to answer on.
 
     Args:
         host: An IP address, or empty for all of both families.
         port: 0 for any.
+        advice: The setting for another one, for the message.
 
     Raises:
         ConfigError: The address is not ours, in use, or not allowed.
@@ -96,7 +99,7 @@ def open_stun_socket(host: str, port: int) -> socket.socket:
         reason = getattr(exc, "strerror", None) or exc
         raise ConfigError(
             f"cannot serve STUN on UDP {where}: {reason}; choose another port with "
-            "-stun-port, or -stun=false"
+            f"{advice}"
         ) from exc
     sock.setblocking(False)
     return sock

@@ -87,13 +87,16 @@ class AcceptLimiter:
         return True
 
 
-def open_listener(host: str, port: int, options: TcpOptions) -> socket.socket:
+def open_listener(
+    host: str, port: int, options: TcpOptions, *, setting: str = "-a"
+) -> socket.socket:
     """Open a listening socket.
 
     Args:
         host: An IP address, or empty for all of both families.
         port: 0 for any.
         options: Accepted sockets inherit them from this one.
+        setting: Where the address is from, for the message.
 
     Raises:
         ConfigError: The address is not ours, in use, or not allowed.
@@ -117,7 +120,7 @@ def open_listener(host: str, port: int, options: TcpOptions) -> socket.socket:
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise ConfigError(
             f"cannot listen on {where}: {exc.strerror}; choose another address "
-            "with -a, or end what listens there"
+            f"with {setting}, or end what listens there"
         ) from exc
     sock.setblocking(False)
     return sock

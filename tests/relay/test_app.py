@@ -141,8 +141,12 @@ async def test_wrong_settings_are_one_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         wanted = replace(settings(tmp_path), listen=ListenAddress("127.0.0.1", port))
-        with pytest.raises(ConfigError, match="in use"):
+        with pytest.raises(ConfigError, match=r"in use.* with -a,"):
             async with open_relay(wanted):
+                pass
+        helper = replace(settings(tmp_path), http=ListenAddress("127.0.0.1", port))
+        with pytest.raises(ConfigError, match=r"in use.* with -http-port,"):
+            async with open_relay(helper):
                 pass
     broken = tmp_path / "relay.key"
     broken.write_text("no key", encoding="ascii")

@@ -186,8 +186,14 @@ async def test_what_cannot_be_used_is_said_before_anything_listens(
             raise AssertionError
     async with running(tmp_path) as server:
         host, port = server.addresses["http"]
-        with pytest.raises(ConfigError, match="in use"):
-            async with running(tmp_path / "2", http=ListenAddress(host, port)):
+        taken = ListenAddress(host, port)
+        with pytest.raises(ConfigError, match=r"in use.* with --http-address,"):
+            async with running(tmp_path / "2", http=taken):
+                raise AssertionError
+    async with running(tmp_path / "3", stun=LOOPBACK) as server:
+        stun = ListenAddress(*server.addresses["stun"])
+        with pytest.raises(ConfigError, match=r"in use.* with --stun-address"):
+            async with running(tmp_path / "4", stun=stun):
                 raise AssertionError
 
 
