@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +52,17 @@ def token_file(folder: Path) -> Path:
     return file
 
 
-async def connections(inside: Inside) -> int:
-    return int((await inside.counters())["derp_current_connections"])
+async def wait_connections(inside: Inside, count: int, timeout: float) -> None:
+    """Wait until the relay has so many clients; it is asked for so long."""
+    deadline = trio.current_time() + timeout
+    while True:
+        # To ask takes time too, on a machine that is busy.
+        is_last = trio.current_time() > deadline
+        found = (await inside.counters())["derp_current_connections"]
+        if found == count or is_last:
+            break
+        await trio.sleep(POLL)
+    assert found == count
 
 
 # -- real peers -------------------------------------------------------------
@@ -88,16 +96,13 @@ async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> N
             open_agent(server, tmp_path / "kept", number=1, wrapper=in_a) as kept,
             open_agent(server, tmp_path / "gone", "--debug", wrapper=in_a) as gone,
         ):
-            assert await connections(inside) == 2
+            await wait_connections(inside, 2, 10)
             assert (await inside.counters())["relay_clients_refused"] == 0
             # Its first dial is Connect, those to come are Recv.
             assert "derphttp.Client.Recv" not in gone.program.log
 
             await server.operate(("agent", "delete", "owner/ws1/main"))
-            deleted = time.monotonic()
-            while await connections(inside) > 1:
-                await trio.sleep(POLL)
-            assert time.monotonic() - deleted < 1
+            await wait_connections(inside, 1, 1)
             # The agent has noticed, and tries again.
             await gone.wait_event("disconnected")
             refused = await gone.wait_event("refused")
@@ -106,7 +111,7 @@ async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> N
                 while not (await inside.counters())["relay_clients_refused"]:
                     await trio.sleep(0.2)
             assert "derphttp.Client.Recv" in gone.program.log
-            assert await connections(inside) == 1
+            await wait_connections(inside, 1, 0)
 
             # Nobody else is meant.
             assert not kept.events("disconnected")
@@ -134,7 +139,7 @@ async def test_real_peers_are_admitted_at_once(
             assert report["dial_ms"] < 4000
             counters = await inside.counters()
             assert counters["relay_clients_refused"] == 0
-            assert await connections(inside) == 1
+            await wait_connections(inside, 1, 5)
 
 
 async def test_real_relay_that_asks(network: Network, tmp_path: Path) -> None:
