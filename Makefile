@@ -16,7 +16,7 @@ help:
 	@echo "make demo    two real clients send a file through the relay"
 	@echo "make test    everything CI runs"
 	@echo "make check   format, lint, types, layering and the tests without peers"
-	@echo "make bench   the relay beside the real derper; writes docs/benchmarks.md"
+	@echo "make bench   relay and coordinator beside the real ones; writes docs/benchmarks.md"
 	@echo "make bench-quick   the short form; prints the table"
 	@echo "make fuzz SECONDS=300   every decoder"
 	@echo "make fmt     format the code"
@@ -48,14 +48,14 @@ demo: install
 	@$(BIN)/python tools/install_peers.py wheels
 	@$(BIN)/python -m demo.relay_demo $(DEMO)
 
-# Builds the load generator and derper, if there are cargo and Go. BENCH takes
+# Builds the load generator, derper and Coder's coordinator, if there are cargo and Go. BENCH takes
 # further options, such as BENCH='--only tls-* --reps 5'.
 bench: install
-	@$(BIN)/python tools/install_peers.py wheels programs
+	@$(BIN)/python tools/install_peers.py wheels programs coder
 	@$(BIN)/python -m bench --out docs/benchmarks.md $(BENCH)
 
 bench-quick: install
-	@$(BIN)/python tools/install_peers.py wheels programs
+	@$(BIN)/python tools/install_peers.py wheels programs coder
 	@$(BIN)/python -m bench --quick $(BENCH)
 
 # Every decoder, the time divided among them. Without atheris (see

@@ -22,7 +22,12 @@ from bench.record import Record, Run, load, save
 from bench.report import kept_notes, render, summary
 from bench.running import LoaderError, NoCargoError, Tools, build_loader, run_once
 from bench.scenarios import FRAMING, SCENARIOS, Scenario, select
-from tests.interop.tools import MissingToolError, find_go_program, find_tailcat
+from tests.interop.tools import (
+    MissingToolError,
+    find_coder_program,
+    find_go_program,
+    find_tailcat,
+)
 from tools.install_peers import cache_dir, peers_required
 
 FULL_REPETITIONS: Final = 3
@@ -73,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line, or end with its help."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure the relay beside the real derper.",
+        description="Measure relay and coordinator beside the real ones.",
     )
     parser.add_argument("--quick", action="store_true", help="the short form")
     parser.add_argument(
@@ -104,12 +109,13 @@ def parse_arguments() -> argparse.Namespace:
         help="measure nothing, report on this record",
     )
     arguments = parser.parse_args()
-    arguments.names = select(arguments.only)
+    arguments.names = select(arguments.only, quick=arguments.quick)
     if arguments.list:
         print("\n".join(arguments.names))
         parser.exit()
     if not arguments.names:
-        parser.error(f"no scenario is named {' or '.join(arguments.only)}")
+        form = " in the short form" if arguments.quick else ""
+        parser.error(f"no scenario{form} is named {' or '.join(arguments.only)}")
     if arguments.reps is None:
         arguments.reps = QUICK_REPETITIONS if arguments.quick else FULL_REPETITIONS
     if arguments.reps < 1:
@@ -135,10 +141,10 @@ def measure(arguments: argparse.Namespace) -> Record:
     )
     wanted = [scenario for scenario in SCENARIOS if scenario.name in names]
     if wanted:
-        tools, derper = find_tools(record)
-        if derper is None:
-            record.sides.remove(Side.DERPER)
-        record.machine = machine.describe(derper, tools.tailcat) | record.machine
+        tools = find_tools(record, {scenario.section.rival for scenario in wanted})
+        record.sides = [side for side in Side if tools.has(side)]
+        about = machine.describe(tools.derper, tools.tailcat, tools.coderserver)
+        record.machine = about | record.machine
         wanted = [scenario for scenario in wanted if tools.can_run(scenario)]
         kept = {scenario.name for scenario in wanted} | {FRAMING}
         record.names = [name for name in names if name in kept]
@@ -160,30 +166,45 @@ async def run_all(record: Record, wanted: list[Scenario], tools: Tools) -> None:
     Repetition is the outermost loop: what disturbs the machine for a minute
     then spoils one repetition of some scenarios, and their median stands.
     """
-    total = len(wanted) * len(record.sides) * record.repetitions
+    turns = [
+        (scenario, side)
+        for scenario in wanted
+        for side in scenario.sides
+        if side in record.sides
+    ]
+    total = len(turns) * record.repetitions
     for repetition in range(1, record.repetitions + 1):
-        for scenario in wanted:
-            for side in record.sides:
-                run = await run_once(
-                    scenario, side, repetition, tools, quick=record.quick
-                )
-                record.runs.append(run)
-                say(f"{len(record.runs)}/{total} {one_line(scenario, run)}")
+        for scenario, side in turns:
+            run = await run_once(scenario, side, repetition, tools, quick=record.quick)
+            record.runs.append(run)
+            say(f"{len(record.runs)}/{total} {one_line(scenario, run)}")
 
 
-def find_tools(record: Record) -> tuple[Tools, Path | None]:
-    """Find or build the programs; what is missing goes into the record."""
-    loader = derper = tailcat = None
+def find_tools(record: Record, rivals: set[Side]) -> Tools:
+    """Find or build the programs; what is missing goes into the record.
+
+    Args:
+        record: Of this run.
+        rivals: The real servers that are needed.
+    """
+    loader = derper = tailcat = coderserver = None
     try:
         loader = build_loader()
     except NoCargoError as exc:
         record.missing.append(str(exc))
     try:
-        derper = find_go_program("derper")
+        if Side.DERPER in rivals:
+            derper = find_go_program("derper")
     except MissingToolError as exc:
         record.missing.append(str(exc))
     try:
-        tailcat = find_tailcat()
+        if Side.DERPER in rivals:
+            tailcat = find_tailcat()
+    except MissingToolError as exc:
+        record.missing.append(str(exc))
+    try:
+        if Side.CODER in rivals:
+            coderserver = find_coder_program("coderserver")
     except MissingToolError as exc:
         record.missing.append(str(exc))
     cores = sorted(os.sched_getaffinity(0))
@@ -194,11 +215,11 @@ def find_tools(record: Record) -> tuple[Tools, Path | None]:
     for text in record.missing:
         say(text)
     record.machine["placement"] = (
-        f"pinned relays on core {pinned[0]}, the load generator on core {pinned[1]}"
+        f"pinned servers on core {pinned[0]}, the load generator on core {pinned[1]}"
         if pinned
         else "nothing is pinned"
     )
-    return Tools(loader, tailcat, pinned), derper
+    return Tools(loader, tailcat, pinned, derper, coderserver)
 
 
 def one_line(scenario: Scenario, run: Run) -> str:

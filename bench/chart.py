@@ -1,4 +1,4 @@
-"""A bar chart of what our relay costs beside derper, as SVG."""
+"""A bar chart of what ours costs beside the real servers, as SVG."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INK: Final = "#7a7f87"
 
 
 def cost(row: Row) -> float | None:
-    """What ours costs in units of derper's, whichever way the figure improves."""
+    """What ours costs in units of theirs, whichever way the figure improves."""
     ratio = row.ratio
     if ratio is None or not ratio:
         return None
@@ -50,10 +50,10 @@ def draw(rows: list[Row]) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
             f' viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
         ),
-        "<title>What the relay costs beside the real derper</title>",
+        "<title>What ours costs beside the real servers</title>",
         (
-            f'<text x="10" y="20" font-size="14" fill="{INK}">Cost beside the real'
-            " derper: 1.0 is the same, shorter is better</text>"
+            f'<text x="10" y="20" font-size="14" fill="{INK}">Cost beside derper'
+            " and Coder's coordinator: 1.0 is the same, shorter is better</text>"
         ),
         (
             f'<text x="10" y="40" fill="{INK}">CPU, memory and time; rates upside down.'
@@ -65,7 +65,7 @@ def draw(rows: list[Row]) -> str:
         length = WIDTH * min(value, LONGEST) / LONGEST
         mark = " (cut)" if value > LONGEST else ""
         label = f"{row.scenario.section.title}, {row.scenario.case}"
-        if row.figure.unit != "us/packet":
+        if row.figure.unit not in {"us/packet", "us/delivery"}:
             label += f": {row.figure.label}"
         colour = COLOURS.get(row.verdict, INK)
         parts += [

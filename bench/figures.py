@@ -25,10 +25,11 @@ Result: TypeAlias = Mapping[str, Any]
 
 
 class Side(enum.StrEnum):
-    """Whose relay."""
+    """Whose server: ours, or the real one that a scenario runs beside it."""
 
     OURS = "ours"
     DERPER = "derper"
+    CODER = "Coder"
 
 
 class Better(enum.Enum):
@@ -43,7 +44,7 @@ class Target:
     """What a figure should reach.
 
     Attributes:
-        of: Whether the limit is for ours divided by derper's, or for ours.
+        of: Whether the limit is for ours divided by the real one's, or for ours.
         limit: The limit itself is still good.
     """
 

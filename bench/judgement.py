@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.figures import Figure, Result, Side, Spread
+from bench.figures import Figure, Result, Side, Spread, field
 from bench.record import Record, Run
 from bench.scenarios import FRAMING, SCENARIOS, Kind, Scenario
 
@@ -19,6 +19,7 @@ __all__ = (
     "BUSY_CORES",
     "Row",
     "Verdict",
+    "count_deliveries",
     "count_packets",
     "find_faults",
     "loader_limited",
@@ -44,23 +45,23 @@ class Row:
         scenario: Whose figure.
         figure: Which.
         ours: Over the repetitions.
-        derper: Over the repetitions.
-        pairs: Ours divided by derper's within each repetition. A wide range
+        theirs: The real one's, over the repetitions.
+        pairs: Ours divided by theirs within each repetition. A wide range
             says that the ratio of the medians is worth little.
     """
 
     scenario: Scenario
     figure: Figure
     ours: Spread | None
-    derper: Spread | None
+    theirs: Spread | None
     pairs: Spread | None
 
     @property
     def ratio(self) -> float | None:
-        """The median of ours divided by that of derper's."""
-        if self.ours is None or self.derper is None or self.derper.median <= 0:
+        """The median of ours divided by that of theirs."""
+        if self.ours is None or self.theirs is None or self.theirs.median <= 0:
             return None
-        return self.ours.median / self.derper.median
+        return self.ours.median / self.theirs.median
 
     @property
     def verdict(self) -> Verdict:
@@ -83,18 +84,20 @@ def make_rows(record: Record) -> list[Row]:
         if scenario.name not in record.names:
             continue
         for figure in scenario.figures:
-            ours, derper = (_values(record, scenario, figure, side) for side in Side)
+            ours, theirs = (
+                _values(record, scenario, figure, side) for side in scenario.sides
+            )
             pairs = [
-                value / derper[repetition]
+                value / theirs[repetition]
                 for repetition, value in ours.items()
-                if derper.get(repetition, 0) > 0
+                if theirs.get(repetition, 0) > 0
             ]
             rows.append(
                 Row(
                     scenario,
                     figure,
                     Spread.of([*ours.values()]),
-                    Spread.of([*derper.values()]),
+                    Spread.of([*theirs.values()]),
                     Spread.of(pairs),
                 )
             )
@@ -126,12 +129,17 @@ def find_faults(record: Record) -> list[str]:
     for scenario in SCENARIOS:
         if scenario.name not in record.names:
             continue
-        for side in record.sides:
+        for side in _sides(record, scenario):
             for repetition in range(1, record.repetitions + 1):
                 where = f"{scenario.name}, {side}, repetition {repetition}"
                 run = runs.get((scenario.name, side, repetition))
                 faults += [f"{where}: {what}" for what in _faults(scenario, run)]
     return faults
+
+
+def _sides(record: Record, scenario: Scenario) -> list[Side]:
+    """The servers that it ran against."""
+    return [side for side in scenario.sides if side in record.sides]
 
 
 def _faults(scenario: Scenario, run: Run | None) -> Iterator[str]:
@@ -170,6 +178,14 @@ def _wrong_bytes(scenario: Scenario, side: Side, result: Result) -> Iterator[str
             if side is Side.OURS and not result["slow_stream_whole"]:
                 yield "the slow receiver's stream did not end whole"
             yield from _wrong_traffic(scenario, side, result["bystander"])
+        case Kind.CROWD:
+            clients = result["clients"]
+            if result["have_last_update"] != clients:
+                yield f"{result['have_last_update']} of {clients} have the last node"
+            if result["ready_for_handshake"] != clients:
+                yield f"{result['ready_for_handshake']} of {clients} were told once"
+            if result["repeated"]:
+                yield f"{result['repeated']} nodes were sent twice"
         case _:
             yield from _wrong_traffic(scenario, side, result)
 
@@ -187,7 +203,7 @@ def _wrong_traffic(scenario: Scenario, side: Side, result: Result) -> Iterator[s
 
 
 def loader_limited(record: Record) -> list[str]:
-    """Name the runs, by scenario and side, in which the relay was not busy.
+    """Name the runs, by scenario and side, in which the server was not busy.
 
     Their CPU per packet is right, their packets per second are those of the
     load generator.
@@ -196,8 +212,11 @@ def loader_limited(record: Record) -> list[str]:
     for scenario in SCENARIOS:
         if not scenario.pinned or scenario.name not in record.names:
             continue
-        cores = Figure("cores", "", lambda result: float(result["relay_cores"]))
-        for side in record.sides:
+        if scenario.kind is Kind.CROWD:
+            cores = Figure("cores", "", field("windowed.server_cores"))
+        else:
+            cores = Figure("cores", "", field("relay_cores"))
+        for side in _sides(record, scenario):
             spread = Spread.of([*_values(record, scenario, cores, side).values()])
             if spread is not None and spread.median < BUSY_CORES:
                 limited.append(f"{scenario.name} ({side})")
@@ -218,3 +237,14 @@ def count_packets(record: Record, side: Side) -> dict[str, int]:
                     if name in result:
                         totals[name] = totals.get(name, 0) + result[name]
     return totals
+
+
+def count_deliveries(record: Record, side: Side) -> int:
+    """Add up the nodes that clients of one side's coordinator got."""
+    return sum(
+        run.result[part]["delivered"]
+        for run in record.runs
+        if run.side is side and run.result is not None
+        for part in ("alone", "windowed")
+        if part in run.result
+    )

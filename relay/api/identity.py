@@ -35,15 +35,15 @@ class Authenticator(Protocol):
 
 
 class Authorizer(Protocol):
-    """Decides what a user may do. What does not exist, nobody may touch.
+    """Decides what a user may do with what there is.
 
     Raises StoreUnavailableError if it cannot say just now.
     """
 
-    async def may_connect(self, user: User, agent_id: UUID) -> bool:
+    async def may_connect(self, user: User, agent: AgentIdentity) -> bool:
         """Whether the user may open a tunnel to the agent."""
 
-    async def may_read(self, user: User, agent_id: UUID) -> bool:
+    async def may_read(self, user: User, agent: AgentIdentity) -> bool:
         """Whether the user may know that the agent exists, and how it does."""
 
     async def may_watch(self, user: User, owner_id: UUID) -> bool:
@@ -74,14 +74,13 @@ class OwnerAuthorizer:
 
     store: Store
 
-    async def may_connect(self, user: User, agent_id: UUID) -> bool:
+    async def may_connect(self, user: User, agent: AgentIdentity) -> bool:
         """Whether the agent is the user's, or the user is an admin."""
-        identity = await self.store.agent_identity(agent_id)
-        return identity is not None and (user.is_admin or identity.owner.id == user.id)
+        return user.is_admin or agent.owner.id == user.id
 
-    async def may_read(self, user: User, agent_id: UUID) -> bool:
+    async def may_read(self, user: User, agent: AgentIdentity) -> bool:
         """Whether the user may connect to it."""
-        return await self.may_connect(user, agent_id)
+        return await self.may_connect(user, agent)
 
     async def may_watch(self, user: User, owner_id: UUID) -> bool:
         """Whether they are the owner, or an admin."""

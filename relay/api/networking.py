@@ -107,14 +107,15 @@ async def _coordinate(request: ApiRequest) -> Response | Takeover:
     """``/workspaceagents/{agent}/coordinate``: one client, one agent."""
     context = request.context
     identity = await request.agent_param()
-    agent_id = identity.agent.id
     user = request.need_user()
-    if not await context.authorizer.may_connect(user, agent_id):
+    if not await context.authorizer.may_connect(user, identity):
         return NOT_FOUND
     if context.settings.browser_only:
         return BROWSER_ONLY
     check_api_version(request, "1.0")
-    peer = ApiPeer(_peer_id(request), "client", "client", ClientAuth(agent_id), user)
+    peer = ApiPeer(
+        _peer_id(request), "client", "client", ClientAuth(identity.agent.id), user
+    )
     return _serve_client(request, peer)
 
 
@@ -127,7 +128,8 @@ async def _user_tailnet(request: ApiRequest) -> Response | Takeover:
     check_api_version(request, "2.0")
 
     async def may_connect(agent_id: UUID) -> bool:
-        return await context.authorizer.may_connect(user, agent_id)
+        agent = await context.store.agent_identity(agent_id)
+        return agent is not None and await context.authorizer.may_connect(user, agent)
 
     peer = ApiPeer(_peer_id(request), "client", "client", UserAuth(may_connect), user)
     return _serve_client(request, peer)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import httpx2
+import msgpack
 import msgspec
 import structlog
 import trio
@@ -262,9 +263,8 @@ class UrlSource:
 
     async def keep(self) -> None:
         assert self._body is not None
-        content = msgspec.msgpack.encode(
-            _Kept(CACHE_VERSION, self._url, int(time.time()), self._body)
-        )
+        kept = _Kept(CACHE_VERSION, self._url, int(time.time()), self._body)
+        content = msgpack.packb(msgspec.structs.asdict(kept))
 
         def write() -> None:
             self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -289,8 +289,8 @@ class UrlSource:
         except OSError:
             return None
         try:
-            kept = msgspec.msgpack.decode(packed, type=_Kept)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+            kept = msgspec.convert(msgpack.unpackb(packed), _Kept)
+        except (msgspec.ValidationError, ValueError, RecursionError) as exc:
             raise DERPMapError(f"{self._cache} is broken: {_one_line(exc)}") from exc
         if kept.version != CACHE_VERSION or kept.url != self._url:
             return None

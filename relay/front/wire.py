@@ -30,6 +30,8 @@ class Wire:
         tls: The server's end of TLS, or None for plain TCP.
     """
 
+    __slots__ = ("_broken", "_early", "_flushing", "_sock", "_unsent", "tls")
+
     def __init__(self, sock: socket.socket, tls: TlsConnection | None) -> None:
         self._sock: socket.socket | None = sock
         self.tls = tls

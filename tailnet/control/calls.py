@@ -266,8 +266,9 @@ class Call:
             stream = self._stream
             if size <= stream.send_credit:
                 session = self._session
-                session.transmit(b"".join((stream.data_header(size), header, message)))
-                if session.link.unsent:
+                if session.transmit(
+                    b"".join((stream.data_header(size), header, message))
+                ):
                     self._handed.append(session.handed)
                 return
             self._pending.append(header + message)
@@ -302,8 +303,7 @@ class Call:
             else:
                 rest = memoryview(wire)
                 pending[0], wire = rest[credit:], rest[:credit]
-            session.transmit(b"".join((stream.data_header(len(wire)), wire)))
-            if session.link.unsent:
+            if session.transmit(b"".join((stream.data_header(len(wire)), wire))):
                 self._handed.append(session.handed)
         if not pending:
             self._lot.unpark_all()

@@ -16,7 +16,7 @@ import trio
 from tailnet.control.calls import Call
 from tailnet.control.drpc import UNIMPLEMENTED
 from tailnet.control.drpc_stream import CallState, Invoked
-from tailnet.control.link import CLOSE_INTERNAL_ERROR, Link
+from tailnet.control.link import Link
 from tailnet.control.session import Session
 from tailnet.control.yamux import MAX_STREAMS, Role, YamuxStream
 from tailnet.errors import ProtocolError, RpcError
@@ -216,7 +216,7 @@ async def serve_rpc(
         finally:
             end = session.end
             assert end is not None
-            note = log.info if end.code == CLOSE_INTERNAL_ERROR else log.debug
+            note = log.info if end.is_fault else log.debug
             note(
                 "rpc session ended",
                 reason=end.reason,

@@ -84,10 +84,13 @@ class SessionEnd:
     Attributes:
         reason: For people; empty if the peer just left.
         code: For the peer's websocket.
+        is_fault: The peer did something wrong, or was silent. A connection
+            that breaks is nobody's fault, and thousands may at once.
     """
 
     reason: str = ""
     code: int = CLOSE_NORMAL
+    is_fault: bool = False
 
     @property
     def close_reason(self) -> str:
@@ -118,6 +121,13 @@ class Session:
         keepalive: The pings; has the time of the last answer.
     """
 
+    # A message to thousands of sessions costs as much for finding them in
+    # memory as for all that is done: objects are few, and their fields in them.
+    __slots__ = ("_control", "_failed_calls", "_held", "_make_call", "_nursery",
+                 "_on_pong", "_stall_deadline", "_stall_sent", "_unread_control",
+                 "_waiting", "_writing", "_yamux", "calls", "end", "ended", "handed",
+                 "keepalive", "link", "room")  # fmt: skip
+
     def __init__(
         self,
         link: Link,
@@ -138,6 +148,7 @@ class Session:
         self._yamux = YamuxConnection(
             role, max_streams=0 if make_call is None else max_streams
         )
+        self._control = self._yamux.control
         self._make_call = make_call
         self._on_pong = on_pong
         self.keepalive = KeepAlive(
@@ -197,6 +208,10 @@ class Session:
             await self.link.aclose(self.end.code, self.end.close_reason)
 
     def _fail(self, reason: str) -> None:
+        self.finish(SessionEnd(reason, CLOSE_INTERNAL_ERROR, is_fault=True))
+
+    def _break(self, exc: Exception) -> None:
+        reason = f"the connection broke: {exc.__cause__ or exc}"
         self.finish(SessionEnd(reason, CLOSE_INTERNAL_ERROR))
 
     async def _read_once(self) -> None:
@@ -215,7 +230,7 @@ class Session:
         except trio.ClosedResourceError:
             self.finish(SessionEnd())  # its owner has closed the link
         except (OSError, trio.BrokenResourceError) as exc:
-            self._fail(f"the connection broke: {exc.__cause__ or exc}")
+            self._break(exc)
         self.flush_control()
 
     # -- time ---------------------------------------------------------------
@@ -293,24 +308,30 @@ class Session:
 
     # -- sending ------------------------------------------------------------
 
-    def transmit(self, data: bytes) -> None:
-        """Send frames, behind the control frames there are."""
-        if self._yamux.has_control:
+    def transmit(self, data: bytes) -> int:
+        """Send frames, behind the control frames there are.
+
+        Returns:
+            Bytes that the link has kept, of these and earlier ones.
+        """
+        if self._control:
             self.flush_control()
         self.handed += len(data)
-        self.link.send_nowait(data)
-        if self.link.unsent and self._writing is None:
+        link = self.link
+        link.send_nowait(data)
+        unsent = link.unsent
+        if unsent and self._writing is None:
             self._start_writing()
+        return unsent
 
     def flush_control(self) -> None:
         """Send what yamux has to say."""
-        if not self._yamux.has_control:
+        if not self._control:
             return
         if not self.link.unsent:
             self._unread_control = 0
         data = self._yamux.data_to_send()
-        self.transmit(data)
-        if self.link.unsent:
+        if self.transmit(data):
             self._unread_control += len(data)
         if self._unread_control > MAX_UNREAD_CONTROL_LEN:
             self._fail("the peer floods and does not read the answers")
@@ -332,7 +353,7 @@ class Session:
         except trio.ClosedResourceError:
             self.finish(SessionEnd())
         except (OSError, trio.BrokenResourceError) as exc:
-            self._fail(f"the connection broke: {exc.__cause__ or exc}")
+            self._break(exc)
         finally:
             self._writing = None
             self._stall_deadline = math.inf

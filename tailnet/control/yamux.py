@@ -245,6 +245,8 @@ class YamuxConnection:
         unacknowledged: Streams of ours that the peer has not acknowledged.
         remote_go_away: The peer takes no new streams.
         refused: How many streams were refused.
+        control: What ``data_to_send`` will give: empty, or frames. It is
+            always the same list.
     """
 
     def __init__(self, role: Role, *, max_streams: int = MAX_STREAMS) -> None:
@@ -265,7 +267,7 @@ class YamuxConnection:
         self._body_stream: YamuxStream | None = None  # None: to be discarded
         self._body_fin = False
         self._events: deque[YamuxEvent] = deque()
-        self._out: list[bytes] = []
+        self.control: list[bytes] = []
         # In the order of their deadlines, since the timeouts are fixed.
         self._opening: dict[int, float] = {}
         self._closing: dict[int, float] = {}
@@ -301,7 +303,7 @@ class YamuxConnection:
                     return None
         except RemoteProtocolError as exc:
             self._fault = str(exc)
-            self._out.append(
+            self.control.append(
                 encode_header(FrameType.GO_AWAY, 0, 0, GoAwayCode.PROTOCOL_ERROR)
             )
             raise
@@ -336,7 +338,7 @@ class YamuxConnection:
     def _handle_ping(self, flags: int, value: int) -> None:
         # session.go handlePing: what is no request is an answer.
         if flags & SYN:
-            self._out.append(encode_header(FrameType.PING, ACK, 0, value))
+            self.control.append(encode_header(FrameType.PING, ACK, 0, value))
         else:
             self._events.append(PongReceived(value))
 
@@ -438,21 +440,16 @@ class YamuxConnection:
 
     # -- sending ------------------------------------------------------------
 
-    @property
-    def has_control(self) -> bool:
-        """Whether ``data_to_send`` has anything."""
-        return bool(self._out)
-
     def data_to_send(self) -> bytes:
         """Frames for the peer: acknowledgements, credit, pongs, resets."""
-        if not self._out:
+        if not self.control:
             return b""
-        data = b"".join(self._out)
-        self._out.clear()
+        data = b"".join(self.control)
+        self.control.clear()
         return data
 
     def _send_update(self, flags: int, stream_id: int, credit: int = 0) -> None:
-        self._out.append(
+        self.control.append(
             encode_header(FrameType.WINDOW_UPDATE, flags, stream_id, credit)
         )
 
@@ -518,7 +515,7 @@ class YamuxConnection:
 
     def send_ping(self, value: int) -> None:
         """Ask the peer for a sign of life: a :class:`PongReceived`."""
-        self._out.append(encode_header(FrameType.PING, SYN, 0, value))
+        self.control.append(encode_header(FrameType.PING, SYN, 0, value))
 
     # -- time ---------------------------------------------------------------
 

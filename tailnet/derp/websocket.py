@@ -116,6 +116,7 @@ class WebsocketStream:
         "_frame_left",
         "_held",
         "_masked",
+        "_open",
         "_out",
         "_pong",
         "_server",
@@ -131,6 +132,10 @@ class WebsocketStream:
         self._connection = Connection(
             ConnectionType.SERVER if server else ConnectionType.CLIENT
         )
+        # Neither end has sent a Close. wsproto knows too, but this is asked
+        # for each message, and to thousands of clients what counts is how
+        # many objects that touches.
+        self._open = True
         # The part of a frame that waits for the rest of it.
         self._held = b""
         # Bytes of the current frame that wsproto still has to get.
@@ -265,6 +270,7 @@ class WebsocketStream:
         ):
             # Not a Close that came: wsproto's word for a broken rule.
             raise self._fail(event.code, event.reason or "broken frame")
+        self._open = False
         self.closed = True
         self.close_code = int(event.code)
         self.close_reason = event.reason or ""
@@ -289,9 +295,13 @@ class WebsocketStream:
         Raises:
             LocalProtocolError: One of the ends has sent a Close.
         """
-        if self._connection.state is not ConnectionState.OPEN:
+        if not self._open:
             raise LocalProtocolError("the websocket is closed")
-        if 0 < len(data) <= MAX_MESSAGE_LEN:
+        length = len(data)
+        if self._server and _LENGTH_IN_2_BYTES <= length <= MAX_MESSAGE_LEN:
+            # As in ``_message``: the short way of a node to thousands.
+            return _HEADER_4.pack(_FINAL_BINARY, _LENGTH_IN_2_BYTES, length) + data
+        if 0 < length <= MAX_MESSAGE_LEN:
             return self._message(data)
         return b"".join(
             self._message(data[start : start + MAX_MESSAGE_LEN])
@@ -313,7 +323,8 @@ class WebsocketStream:
             code: Of RFC 6455 7.4.1.
             reason: For people; what is over 123 bytes is cut off.
         """
-        if self._connection.state is ConnectionState.OPEN:
+        if self._open:
+            self._open = False
             self._pong = None
             self._out += self._connection.send(
                 CloseConnection(code=code, reason=reason)
@@ -325,7 +336,7 @@ class WebsocketStream:
         Raises:
             LocalProtocolError: One of the ends has sent a Close.
         """
-        if self._connection.state is not ConnectionState.OPEN:
+        if not self._open:
             raise LocalProtocolError("the websocket is closed")
         return bytes(self._connection.send(Ping()))
 

@@ -50,6 +50,27 @@ RESULTS: dict[Kind, dict[str, Any]] = {
         "slow_stream_whole": True,
         "bystander": TRAFFIC,
     },
+    Kind.CROWD: {
+        "clients": 200,
+        "server_cpu_us_per_connect": 900.0,
+        "dial_us": {"p50": 1000.0, "p99": 4000.0},
+        "server_cores_while_idle": 0.01,
+        "rss_bytes_per_client": 60_000,
+        "alone": {
+            "delivered": 12_000,
+            "server_cpu_us_per_delivery": 40.0,
+            "all_have_it_us": {"p50": 9000.0, "p99": 20_000.0},
+        },
+        "windowed": {
+            "delivered": 12_000,
+            "updates_per_second": 100.0,
+            "server_cpu_us_per_delivery": 38.0,
+            "server_cores": 0.97,
+        },
+        "have_last_update": 200,
+        "ready_for_handshake": 200,
+        "repeated": 0,
+    },
     Kind.TRANSFER: {
         "mb_per_second": 20.0,
         "relay_cpu_ms_per_mb": 25.0,
@@ -77,7 +98,7 @@ def good_record(*names: str, repetitions: int = 3) -> Record:
     )
     for repetition in range(1, repetitions + 1):
         for each in chosen:
-            for side in Side:
+            for side in each.sides:
                 result = copy.deepcopy(RESULTS[each.kind])
                 record.runs.append(Run(each.name, side, repetition, result))
     return record

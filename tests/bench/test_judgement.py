@@ -8,6 +8,7 @@ from bench.figures import Side
 from bench.judgement import (
     Row,
     Verdict,
+    count_deliveries,
     count_packets,
     find_faults,
     loader_limited,
@@ -85,7 +86,7 @@ def test_a_run_that_failed_is_a_fault_with_its_reason() -> None:
     ]
 
 
-@pytest.mark.parametrize("side", Side)
+@pytest.mark.parametrize("side", [Side.OURS, Side.DERPER])
 @pytest.mark.parametrize("count", ["corrupt", "reordered", "unaccounted"])
 def test_wrong_bytes_are_a_fault_on_either_side(count: str, side: Side) -> None:
     record = good_record("tls-1400-k16")
@@ -124,6 +125,9 @@ def test_what_derper_loses_is_no_fault() -> None:
         ("tls-idle", {"failed_handshakes": 3}, "3 handshakes failed"),
         ("tls-idle", {"alive_after_hold": 1999}, "1999 of 2000 lived on"),
         ("plain-handshakes", {"failed_handshakes": 1}, "1 handshakes failed"),
+        ("coord-200", {"have_last_update": 199}, "199 of 200 have the last node"),
+        ("coord-200", {"ready_for_handshake": 198}, "198 of 200 were told once"),
+        ("coord-200", {"repeated": 3}, "3 nodes were sent twice"),
         ("tls-slow", {"corrupt": 4}, "4 packets of the flood corrupt"),
         (
             "tls-slow",
@@ -172,6 +176,23 @@ def test_a_relay_that_was_not_busy_is_named() -> None:
         # Nothing is pinned there, and it is never busy.
         result_of(record, "tls-sparse", Side.OURS, repetition)["relay_cores"] = 0.1
     assert loader_limited(record) == ["tls-64-k1 (ours)"]
+
+
+def test_a_coordinator_runs_beside_coders_alone() -> None:
+    record = good_record("coord-200", "tls-sparse", repetitions=1)
+    assert [(run.scenario, run.side) for run in record.runs] == [
+        ("tls-sparse", Side.OURS),
+        ("tls-sparse", Side.DERPER),
+        ("coord-200", Side.OURS),
+        ("coord-200", Side.CODER),
+    ]
+    alone = result_of(record, "coord-200", Side.OURS)["alone"]
+    alone["server_cpu_us_per_delivery"] = 16.0
+    (_, row) = [each for each in make_rows(record) if each.figure.target]
+    assert (row.ratio, row.verdict) == (0.4, Verdict.MET)
+    assert count_deliveries(record, Side.CODER) == 24_000
+    assert count_deliveries(record, Side.DERPER) == 0
+    assert loader_limited(record) == []
 
 
 def test_packets_are_added_up_with_the_bystanders() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.machine import describe, go_build, load_average
+from bench.machine import describe, go_build, go_dependency, load_average
 
 
 def varint_string(text: bytes) -> bytes:
@@ -23,6 +23,8 @@ def test_the_versions_in_a_go_program(tmp_path: Path) -> None:
     # The magic is also in programs that read it; not at a multiple of 16 there.
     program.write_bytes(b"\x7fELF \xff Go buildinf:".ljust(64, b".") + header + text)
     assert go_build(program) == ("1.26.8", "v1.102.0")
+    assert go_dependency(program, "example.com/other") == "v9.9.9"
+    assert go_dependency(program, "example.com/oth") == "unknown"
 
 
 def test_a_program_that_does_not_tell(tmp_path: Path) -> None:

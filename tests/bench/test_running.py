@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from bench.figures import Side
 from bench.running import LoaderError, NoCargoError, Tools, build_loader, run_once
 from tests.bench.results import scenario
+from tests.interop.tools import find_coder_program, needs
 
 
 def make_loader(folder: Path, script: str) -> Tools:
@@ -38,7 +40,10 @@ async def test_the_result_and_the_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "error"),
     [
-        ("echo it broke >&2; exit 1", "it broke (status 1); the relay's last words"),
+        (
+            "echo it broke >&2; exit 1",
+            "it broke (status 1); the last words of relay (ours)",
+        ),
         ("echo nonsense", "the load generator's answer: Expecting value"),
     ],
 )
@@ -49,6 +54,28 @@ async def test_a_failure_is_an_error_in_the_run(
     run = await run_once(scenario("plain-sparse"), Side.OURS, 1, tools, quick=True)
     assert run.result is None
     assert error in run.error
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("side", [Side.OURS, Side.CODER])
+async def test_a_coordinator_with_an_agent_and_a_user(
+    tmp_path: Path, side: Side
+) -> None:
+    if side is Side.CODER:
+        needs(find_coder_program, "coderserver")
+    script = (
+        'for last; do :; done; kill -0 "$last" || exit 9\n'
+        f'echo "$@" > {tmp_path}/arguments; echo "{{}}"'
+    )
+    tools = make_loader(tmp_path, script)
+    run = await run_once(scenario("coord-200"), side, 1, tools, quick=True)
+    assert (run.result, run.error) == ({}, "")
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments[:5] == ["crowd", "--clients", "200", "--updates", "60"]
+    given = dict(zip(arguments[5::2], arguments[6::2], strict=True))
+    UUID(given["--agent-id"])
+    UUID(given["--agent-token"])
+    assert len(given["--user-token"]) == 33
 
 
 def test_without_cargo_it_says_what_to_install(

@@ -37,6 +37,12 @@ def test_the_promised_targets_are_there() -> None:
         ("tls-idle", "more descriptors than before, all gone"): "ours <= 0",
         ("plain-idle", "more descriptors than before, all gone"): "ours <= 0",
         ("tls-transfer", "rate"): "ratio >= 0.95",
+        ("coord-50", "server CPU"): "ratio <= 0.7",
+        ("coord-200", "server CPU"): "ratio <= 0.7",
+        ("coord-1000", "server CPU"): "ratio <= 0.7",
+        ("coord-1000", "memory per client"): "ratio <= 2",
+        ("coord-10000", "server CPU"): "ratio <= 0.7",
+        ("coord-10000", "memory per client"): "ratio <= 2",
     }
 
 
@@ -63,3 +69,11 @@ def test_options_of_the_load_generator() -> None:
     )
     full = scenario("tls-idle").loader_arguments(quick=False)
     assert full == ("idle", "--tls", "--connections", "5000", "--hold", "2")
+    assert scenario("coord-1000").loader_arguments(quick=True) == (
+        *("crowd", "--clients", "1000", "--updates", "15", "--hold", "1"),
+    )
+
+
+def test_what_takes_minutes_is_not_in_the_short_form() -> None:
+    assert select(["coord-*"], quick=True) == ["coord-200", "coord-1000"]
+    assert select(["coord-*"])[-1] == "coord-10000"

@@ -69,7 +69,7 @@ class Program:
     def error(self, *args: str | Path, status: int, stdin: str = "") -> str:
         """The one line of a command that must fail."""
         ran = self.run(*args, stdin=stdin)
-        assert (ran.status, ran.out) == (status, "")
+        assert (ran.status, ran.out) == (status, ""), ran
         assert ran.err.endswith("\n")
         assert ran.err.count("\n") == 1, ran.err
         return ran.err[:-1]

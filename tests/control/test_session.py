@@ -309,11 +309,11 @@ async def test_peer_that_leaves(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize(
     ("break_it", "closed", "level"),
     [
-        (lambda link: link.break_off(), "the connection broke: reset", "info"),
+        (lambda link: link.break_off(), "the connection broke: reset", "debug"),
         (
             lambda link: link.break_off(ConnectionResetError("reset")),
             "the connection broke: reset",
-            "info",
+            "debug",
         ),
         (lambda link: link.break_rules(), "a text message", "info"),
     ],

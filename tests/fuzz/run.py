@@ -1,11 +1,10 @@
 """Fuzz every decoder for a while, and say what came of it.
 
-    python tests/fuzz/run.py --seconds 300 [--target stun] [--merge]
+    python tests/fuzz/run.py --seconds 300 [--target stun]
 
 The time is divided among the targets. Where atheris is installed
 (requirements/fuzz.txt) it leads by coverage; else inputs are mutated blindly.
-What it learns is kept in ``build/fuzz/corpus`` for the next run. ``--merge``
-then adds to the committed corpus what reaches code that nothing there does.
+What it learns is kept in ``build/fuzz/corpus`` for the next run.
 
 The exit status is 1 if an input made a target raise, hang, or take too much
 memory; the inputs are in ``build/fuzz/crashes``. To see one again::
@@ -154,14 +153,6 @@ def work(name: str, seconds: float, build: Path) -> None:
         sys.stdout.write(f"stat::number_of_executed_units: {outcome.executions}\n")
 
 
-def merge(name: str, build: Path) -> None:
-    """Add what reaches new code to the committed corpus."""
-    _run_atheris(
-        name, "-merge=1", f"-max_len={MAX_LEN}", str(COMMITTED / name),
-        str(build / "corpus" / name),
-    )  # fmt: skip
-
-
 def _run_atheris(name: str, *arguments: str) -> None:
     """Does not return: libFuzzer ends the process."""
     # No types of it are to be had, and it may not be there.
@@ -181,7 +172,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets")
     parser.add_argument("--target", choices=target_names(), help="only this one")
     parser.add_argument("--input", type=Path, help="only run this file")
-    parser.add_argument("--merge", action="store_true", help="grow the corpus too")
     parser.add_argument("--json", type=Path, help="write the report there too")
     parser.add_argument("--build", type=Path, default=BUILD, help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -192,22 +182,13 @@ def main(arguments: list[str] | None = None) -> int:
         TARGETS[options.target](options.input.read_bytes())
         return 0
     if options.worker:
-        if options.merge:
-            merge(options.target, options.build)
         work(options.target, options.seconds, options.build)
         return 0
     names = [options.target] if options.target else target_names()
     engine = "atheris" if has_atheris() else "mutations (atheris is not installed)"
     started = time.monotonic()
-    rows = []
-    for name in names:
-        rows.append(run_target(name, options.seconds / len(names), build=options.build))
-        if options.merge and has_atheris():
-            subprocess.run(
-                [sys.executable, __file__, "--worker", "--merge", "--target", name,
-                 "--build", str(options.build)],
-                cwd=ROOT, check=True, capture_output=True,
-            )  # fmt: skip
+    share = options.seconds / len(names)
+    rows = [run_target(name, share, build=options.build) for name in names]
     seconds = time.monotonic() - started
     sys.stdout.write(table(rows, engine, seconds))
     if options.json is not None:

@@ -16,6 +16,9 @@ usage: derp-loader SCENARIO --addr IP:PORT [options]
   handshakes  --concurrency 4
   slow        --seconds 5 --senders 8 --window 1 --rcvbuf 4096
               --read-rate 2000000 [--stop] [--flood-rate BYTES_PER_SECOND]
+  crowd       --agent-id UUID --agent-token TOKEN --user-token KEY
+              --clients 200 --alone 100 --concurrency 16 --hold 2
+              --updates 100 --window 8
 
   --addr IP:PORT     loopback only
   --tls              TLS 1.3, the certificate is not checked
@@ -35,6 +38,7 @@ pub enum Scenario {
     Idle,
     Handshakes,
     Slow,
+    Crowd,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +73,12 @@ pub struct Options {
     pub read_rate: f64,
     pub flood_rate: Option<f64>,
     pub rekey_records: u64,
+    pub agent_id: String,
+    pub agent_token: String,
+    pub user_token: String,
+    pub clients: usize,
+    pub alone: usize,
+    pub updates: usize,
 }
 
 fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
@@ -96,6 +106,7 @@ pub fn parse(arguments: impl Iterator<Item = String>, seed: u64) -> Result<Optio
         "idle" => Scenario::Idle,
         "handshakes" => Scenario::Handshakes,
         "slow" => Scenario::Slow,
+        "crowd" => Scenario::Crowd,
         _ => return Err(format!("unknown scenario {name:?}")),
     };
     let mut addr = None;
@@ -132,6 +143,12 @@ pub fn parse(arguments: impl Iterator<Item = String>, seed: u64) -> Result<Optio
         read_rate: 2e6,
         flood_rate: None,
         rekey_records: tls::REKEY_RECORDS,
+        agent_id: String::new(),
+        agent_token: String::new(),
+        user_token: String::new(),
+        clients: 200,
+        alone: 100,
+        updates: 100,
     };
     while let Some(flag) = arguments.next() {
         let (flag, inline) = match flag.split_once('=') {
@@ -192,16 +209,24 @@ pub fn parse(arguments: impl Iterator<Item = String>, seed: u64) -> Result<Optio
             "--read-rate" => o.read_rate = number(&flag, &value()?)?,
             "--flood-rate" => o.flood_rate = Some(number(&flag, &value()?)?),
             "--rekey-records" => o.rekey_records = number(&flag, &value()?)?,
+            "--agent-id" => o.agent_id = value()?,
+            "--agent-token" => o.agent_token = value()?,
+            "--user-token" => o.user_token = value()?,
+            "--clients" => o.clients = number(&flag, &value()?)?,
+            "--alone" => o.alone = number(&flag, &value()?)?,
+            "--updates" => o.updates = number(&flag, &value()?)?,
             _ => return Err(format!("unknown option {flag}")),
         }
     }
     o.addr = addr.ok_or("--addr is needed")?;
     o.concurrency = concurrency.unwrap_or(match scenario {
         Scenario::Handshakes => 4,
+        Scenario::Crowd => 16,
         _ => 64,
     });
     o.window = window.unwrap_or(match scenario {
         Scenario::Slow => 1,
+        Scenario::Crowd => 8,
         _ => 32,
     });
     check(&o)?;
@@ -227,6 +252,8 @@ fn check(o: &Options) -> Result<(), String> {
     range("--senders", o.senders as u64, 1, 1000)?;
     range("--rcvbuf", u64::from(o.rcvbuf), 256, 1 << 30)?;
     range("--rekey-records", o.rekey_records, 2, tls::REKEY_RECORDS)?;
+    range("--clients", o.clients as u64, 1, 100_000)?;
+    range("--updates", o.updates as u64, 1, 1_000_000)?;
     if !(o.rate > 0.0 && o.rate <= 1e6) {
         return Err(format!("--rate: {} is not in 0 to 1000000", o.rate));
     }
@@ -248,6 +275,10 @@ fn check(o: &Options) -> Result<(), String> {
         return Err(format!(
             "one send holds {unit} packets, which the window of {room} never allows"
         ));
+    }
+    let crowd = [&o.agent_id, &o.agent_token, &o.user_token];
+    if o.scenario == Scenario::Crowd && (o.tls || crowd.iter().any(|text| text.is_empty())) {
+        return Err("crowd needs --agent-id, --agent-token, --user-token and no --tls".into());
     }
     if o.fast_start && (!o.tls || o.websocket) {
         return Err("--fast-start needs --tls and no --path-websocket".into());
@@ -294,6 +325,8 @@ mod tests {
             "bulk --addr 127.0.0.1:1 --duration",
             "bulk --addr 127.0.0.1:1 --tls=1",
             "sparse --addr 127.0.0.1:1 --rate 0",
+            "crowd --addr 127.0.0.1:1 --agent-id a --agent-token b",
+            "crowd --addr 127.0.0.1:1 --agent-id a --agent-token b --user-token c --tls",
         ] {
             assert!(run(line).is_err(), "{line}");
         }

@@ -13,7 +13,7 @@ const HANDSHAKE_NS: u64 = 10_000_000_000;
 /// How long after the close the relay's memory is read again.
 const SETTLE_NS: u64 = 2_000_000_000;
 
-fn memory_json(json: &mut Json, name: &str, memory: Option<Memory>) {
+pub fn memory_json(json: &mut Json, name: &str, memory: Option<Memory>) {
     json.object(
         name,
         memory.map(|memory| {

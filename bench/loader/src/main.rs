@@ -1,8 +1,10 @@
-//! Load generator for DERP relays. See README.md.
+//! Load generator for DERP relays and for Coder's coordinator. See README.md.
 #![deny(unsafe_code)]
 
 mod cli;
+mod coder;
 mod conn;
+mod crowd;
 mod flow;
 mod frame;
 mod idle;
@@ -92,6 +94,7 @@ fn run(o: &Options) -> Result<Json, String> {
         Scenario::Idle => idle::idle(o, target, &mut json)?,
         Scenario::Handshakes => idle::handshakes(o, target, &mut json)?,
         Scenario::Slow => slow::slow(o, target, &mut json)?,
+        Scenario::Crowd => crowd::crowd(o, &mut json)?,
     }
     Ok(json)
 }
@@ -152,6 +155,14 @@ fn parameters(o: &Options) -> Json {
             json.float("read_rate", o.read_rate, 0);
             json.maybe("flood_rate", o.flood_rate, 0);
             json.float("seconds", o.seconds, 3);
+        }
+        Scenario::Crowd => {
+            json.number("clients", o.clients);
+            json.number("alone", o.alone);
+            json.number("concurrency", o.concurrency);
+            json.float("hold", o.hold, 3);
+            json.number("updates", o.updates);
+            json.number("window", o.window);
         }
     }
     if matches!(o.scenario, Scenario::Bulk | Scenario::Fanout) {

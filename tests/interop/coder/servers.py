@@ -152,7 +152,7 @@ async def open_server(
     force_websockets: bool = False,
     agents: int = 1,
     tls: bool = False,
-    flags: Sequence[str | Path] = (),
+    flags: Sequence[str] = (),
     wrapper: Sequence[str | Path] = (),
 ) -> AsyncIterator[Server]:
     """Run a server while the block runs.
@@ -169,7 +169,7 @@ async def open_server(
         agents: Number of workspaces, each with one agent.
         tls: HTTPS alone, with a certificate of an authority in the folder.
             Not for the reference.
-        flags: More of them.
+        flags: Further ones of the program.
         wrapper: A command that runs it, such as ``ip netns exec``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ async def open_server(
             *("--agents", str(agents)),
             *(["--block-direct"] if block_direct else []),
             *(["--force-websockets"] if force_websockets else []),
-            *map(str, flags),
+            *flags,
             wrapper=wrapper,
         )
     else:
@@ -201,7 +201,7 @@ async def open_server(
             *("--access-url", url),
             *(["--block-direct-connections"] if block_direct else []),
             *(["--derp-force-websockets"] if force_websockets else []),
-            *map(str, flags),
+            *flags,
             agents=agents,
             wrapper=wrapper,
         )

@@ -46,10 +46,10 @@ def verifying(url: str) -> tuple[str, ...]:
     )
 
 
-def token_file(folder: Path) -> Path:
+def token_file(folder: Path) -> str:
     file = folder / "verify-token"
     file.write_text(f"{TOKEN}\n")
-    return file
+    return str(file)
 
 
 async def wait_connections(inside: Inside, count: int, timeout: float) -> None:
@@ -70,7 +70,7 @@ async def wait_connections(inside: Inside, count: int, timeout: float) -> None:
 
 @contextlib.asynccontextmanager
 async def admitting_server(
-    network: Network, folder: Path, *flags: str | Path
+    network: Network, folder: Path, *flags: str
 ) -> AsyncIterator[tuple[Server, Inside]]:
     needs(find_coder_program, "coderclient")
     in_r = network.enter(network.r)
@@ -161,7 +161,11 @@ async def test_real_relay_that_asks(network: Network, tmp_path: Path) -> None:
             async with (
                 admitting_server(
                     *(network, tmp_path),
-                    *("--derp-server-enable=false", "--derp-config-path", map_file),
+                    *(
+                        "--derp-server-enable=false",
+                        "--derp-config-path",
+                        str(map_file),
+                    ),
                     *("--verify-token-file", token_file(tmp_path)),
                 ) as (server, _),
                 open_agent(

@@ -9,7 +9,15 @@ from relay.api.identity import (
     OwnerAuthorizer,
     StoreAuthenticator,
 )
+from relay.store.model import AgentIdentity, NewAgent
+from relay.store.sql_store import SqlStore
 from tests.relay.store.stores import furnish, furnished
+
+
+async def identity_of(store: SqlStore, agent: NewAgent) -> AgentIdentity:
+    identity = await store.agent_identity(agent.agent.id)
+    assert identity is not None
+    return identity
 
 
 async def test_authenticator_knows_what_the_store_knows(tmp_path: Path) -> None:
@@ -34,9 +42,8 @@ async def test_owners_may_use_what_is_theirs(tmp_path: Path) -> None:
         bob = await furnish(store, "bob")
         authorizer: Authorizer = OwnerAuthorizer(store)
         for may in (authorizer.may_connect, authorizer.may_read):
-            assert await may(alice.owner, alice.agent.agent.id)
-            assert not await may(alice.owner, bob.agent.agent.id)
-            assert not await may(alice.owner, uuid4())
+            assert await may(alice.owner, await identity_of(store, alice.agent))
+            assert not await may(alice.owner, await identity_of(store, bob.agent))
         assert await authorizer.may_watch(alice.owner, alice.owner.id)
         assert not await authorizer.may_watch(alice.owner, bob.owner.id)
         assert not await authorizer.may_debug(alice.owner)
@@ -47,8 +54,7 @@ async def test_admins_may_use_all_there_is(tmp_path: Path) -> None:
         admin = await store.create_user("root", is_admin=True)
         authorizer = OwnerAuthorizer(store)
         for may in (authorizer.may_connect, authorizer.may_read):
-            assert await may(admin, alice.agent.agent.id)
-            assert not await may(admin, uuid4())
+            assert await may(admin, await identity_of(store, alice.agent))
         assert await authorizer.may_watch(admin, alice.owner.id)
         assert await authorizer.may_watch(admin, admin.id)
         assert not await authorizer.may_watch(admin, uuid4())
@@ -61,6 +67,7 @@ async def test_sub_agents_belong_to_the_owner_too(tmp_path: Path) -> None:
             alice.workspace.id, "sub", parent_id=alice.agent.agent.id
         )
         authorizer = OwnerAuthorizer(store)
-        assert await authorizer.may_connect(alice.owner, sub.agent.id)
-        await store.delete_agent(alice.agent.agent.id)
-        assert not await authorizer.may_connect(alice.owner, sub.agent.id)
+        identity = await identity_of(store, sub)
+        assert await authorizer.may_connect(alice.owner, identity)
+        bob = await furnish(store, "bob")
+        assert not await authorizer.may_connect(bob.owner, identity)
