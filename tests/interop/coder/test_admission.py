@@ -88,6 +88,7 @@ async def admitting_server(
         yield server, await open_inside(server, folder / "inside", wrapper=in_r)
 
 
+@pytest.mark.slow
 async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> None:
     in_a = network.enter(network.a)
     with trio.fail_after(90):
@@ -250,7 +251,7 @@ async def open_relays(folder: Path) -> AsyncIterator[Relays]:
         yield Relays(server, derper)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
 async def test_both_relays_admit_the_same_keys(tmp_path: Path) -> None:
     needs(find_go_program, "derper")
     keys = {name: NodePrivate.generate() for name in ("agent", "client", "stranger")}
