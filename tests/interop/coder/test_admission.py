@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +46,23 @@ def verifying(url: str) -> tuple[str, ...]:
     )
 
 
-def token_file(folder: Path) -> Path:
+def token_file(folder: Path) -> str:
     file = folder / "verify-token"
     file.write_text(f"{TOKEN}\n")
-    return file
+    return str(file)
 
 
-async def connections(inside: Inside) -> int:
-    return int((await inside.counters())["derp_current_connections"])
+async def wait_connections(inside: Inside, count: int, timeout: float) -> None:
+    """Wait until the relay has so many clients; it is asked for so long."""
+    deadline = trio.current_time() + timeout
+    while True:
+        # To ask takes time too, on a machine that is busy.
+        is_last = trio.current_time() > deadline
+        found = (await inside.counters())["derp_current_connections"]
+        if found == count or is_last:
+            break
+        await trio.sleep(POLL)
+    assert found == count
 
 
 # -- real peers -------------------------------------------------------------
@@ -62,7 +70,7 @@ async def connections(inside: Inside) -> int:
 
 @contextlib.asynccontextmanager
 async def admitting_server(
-    network: Network, folder: Path, *flags: str | Path
+    network: Network, folder: Path, *flags: str
 ) -> AsyncIterator[tuple[Server, Inside]]:
     needs(find_coder_program, "coderclient")
     in_r = network.enter(network.r)
@@ -80,6 +88,7 @@ async def admitting_server(
         yield server, await open_inside(server, folder / "inside", wrapper=in_r)
 
 
+@pytest.mark.slow
 async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> None:
     in_a = network.enter(network.a)
     with trio.fail_after(90):
@@ -88,16 +97,13 @@ async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> N
             open_agent(server, tmp_path / "kept", number=1, wrapper=in_a) as kept,
             open_agent(server, tmp_path / "gone", "--debug", wrapper=in_a) as gone,
         ):
-            assert await connections(inside) == 2
+            await wait_connections(inside, 2, 10)
             assert (await inside.counters())["relay_clients_refused"] == 0
             # Its first dial is Connect, those to come are Recv.
             assert "derphttp.Client.Recv" not in gone.program.log
 
             await server.operate(("agent", "delete", "owner/ws1/main"))
-            deleted = time.monotonic()
-            while await connections(inside) > 1:
-                await trio.sleep(POLL)
-            assert time.monotonic() - deleted < 1
+            await wait_connections(inside, 1, 1)
             # The agent has noticed, and tries again.
             await gone.wait_event("disconnected")
             refused = await gone.wait_event("refused")
@@ -106,7 +112,7 @@ async def test_deleted_agent_has_no_relay(network: Network, tmp_path: Path) -> N
                 while not (await inside.counters())["relay_clients_refused"]:
                     await trio.sleep(0.2)
             assert "derphttp.Client.Recv" in gone.program.log
-            assert await connections(inside) == 1
+            await wait_connections(inside, 1, 0)
 
             # Nobody else is meant.
             assert not kept.events("disconnected")
@@ -134,7 +140,7 @@ async def test_real_peers_are_admitted_at_once(
             assert report["dial_ms"] < 4000
             counters = await inside.counters()
             assert counters["relay_clients_refused"] == 0
-            assert await connections(inside) == 1
+            await wait_connections(inside, 1, 5)
 
 
 async def test_real_relay_that_asks(network: Network, tmp_path: Path) -> None:
@@ -156,7 +162,11 @@ async def test_real_relay_that_asks(network: Network, tmp_path: Path) -> None:
             async with (
                 admitting_server(
                     *(network, tmp_path),
-                    *("--derp-server-enable=false", "--derp-config-path", map_file),
+                    *(
+                        "--derp-server-enable=false",
+                        "--derp-config-path",
+                        str(map_file),
+                    ),
                     *("--verify-token-file", token_file(tmp_path)),
                 ) as (server, _),
                 open_agent(
@@ -241,7 +251,7 @@ async def open_relays(folder: Path) -> AsyncIterator[Relays]:
         yield Relays(server, derper)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
 async def test_both_relays_admit_the_same_keys(tmp_path: Path) -> None:
     needs(find_go_program, "derper")
     keys = {name: NodePrivate.generate() for name in ("agent", "client", "stranger")}

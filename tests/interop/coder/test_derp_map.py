@@ -58,7 +58,7 @@ async def test_a_change_reaches_everybody(network: Network, tmp_path: Path) -> N
                 tmp_path / "server",
                 host=RELAY,
                 port=PORT,
-                flags=("--derp-config-path", map_file),
+                flags=("--derp-config-path", str(map_file)),
                 wrapper=network.enter(network.r),
             ) as server,
             open_agent(
