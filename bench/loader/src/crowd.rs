@@ -6,11 +6,12 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
 use crate::cli::Options;
-use crate::coder::{self, Heard, Id, Node, Session};
+use crate::coder::Session;
 use crate::idle::memory_json;
 use crate::rng::Rng;
 use crate::stats::{Json, Memory, Relay, percentiles};
 use crate::sys::{self, Epoll, Event};
+use crate::tailnet::{self, Heard, Id, Node};
 
 /// The agent's place among the peers; clients follow.
 const AGENT: usize = 0;
@@ -198,7 +199,7 @@ impl Spent {
 
 impl<'a> Crowd<'a> {
     fn new(o: &'a Options) -> Result<Self, String> {
-        let agent = coder::parse_id(&o.agent_id)?;
+        let agent = tailnet::parse_id(&o.agent_id)?;
         let mut rng = Rng::new(o.seed);
         let node = Node::new(&mut rng, &agent);
         let mut peers = Vec::new();
@@ -468,7 +469,7 @@ impl<'a> Crowd<'a> {
                 peer.session.call(&[self.node.update_self(0)]);
             } else {
                 let node = Node::new(&mut self.rng, &self.agent);
-                let tunnel = coder::add_tunnel(&self.agent);
+                let tunnel = tailnet::add_tunnel(&self.agent);
                 peer.session.call(&[tunnel, node.update_self(0)]);
             }
         }
@@ -494,7 +495,7 @@ impl<'a> Crowd<'a> {
         if let Some(agent) = &mut self.peers[AGENT]
             && !ids.is_empty()
         {
-            agent.session.request(&coder::ready_for_handshake(&ids));
+            agent.session.request(&tailnet::ready_for_handshake(&ids));
         }
     }
 
