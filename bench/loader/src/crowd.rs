@@ -6,11 +6,12 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
 use crate::cli::Options;
-use crate::coder::{self, Heard, Id, Node, Session};
+use crate::coder::Session;
 use crate::idle::memory_json;
 use crate::rng::Rng;
 use crate::stats::{Json, Memory, Relay, percentiles};
 use crate::sys::{self, Epoll, Event};
+use crate::tailnet::{self, Heard, Id, Node};
 
 /// The agent's place among the peers; clients follow.
 const AGENT: usize = 0;
@@ -19,7 +20,7 @@ const READ: usize = 256 * 1024;
 const SILENCE_NS: u64 = 15_000_000_000;
 /// A server may take so long to notice that all have gone.
 const CLOSE_NS: u64 = 20_000_000_000;
-/// Time for what it does afterwards.
+/// Whatever has not changed for so long is over.
 const SETTLE_NS: u64 = 1_000_000_000;
 /// Clients that come and go before anything is measured.
 const WARM_UP: usize = 10;
@@ -134,7 +135,7 @@ pub fn crowd(o: &Options, json: &mut Json) -> Result<(), String> {
     json.number("maps_received", crowd.maps());
 
     crowd.peers.clear();
-    let after = wait_gone(relay, before)?;
+    let after = wait_gone(relay)?;
     memory_json(json, "server_before", before);
     memory_json(json, "server_idle", during);
     memory_json(json, "server_after_close", after);
@@ -148,17 +149,22 @@ pub fn crowd(o: &Options, json: &mut Json) -> Result<(), String> {
     Ok(())
 }
 
-/// Wait until the server has no more descriptors than before, as far as that comes.
-fn wait_gone(relay: Relay, before: Option<Memory>) -> Result<Option<Memory>, String> {
+/// Wait until the server closes no more descriptors.
+fn wait_gone(relay: Relay) -> Result<Option<Memory>, String> {
     let deadline = sys::now_ns() + CLOSE_NS;
-    while let (Some(before), Some(now)) = (before, relay.memory()?) {
-        if now.fds < before.fds || sys::now_ns() > deadline {
-            break;
+    let (mut fds, mut settled) = (0, 0);
+    loop {
+        let memory = relay.memory()?;
+        let now = sys::now_ns();
+        if memory.is_none_or(|memory| memory.fds != fds) {
+            settled = now + SETTLE_NS;
         }
+        if memory.is_none() || now > settled || now > deadline {
+            return Ok(memory);
+        }
+        fds = memory.map_or(0, |memory| memory.fds);
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    std::thread::sleep(std::time::Duration::from_nanos(SETTLE_NS));
-    relay.memory()
 }
 
 /// What some time has cost.
@@ -193,7 +199,7 @@ impl Spent {
 
 impl<'a> Crowd<'a> {
     fn new(o: &'a Options) -> Result<Self, String> {
-        let agent = coder::parse_id(&o.agent_id)?;
+        let agent = tailnet::parse_id(&o.agent_id)?;
         let mut rng = Rng::new(o.seed);
         let node = Node::new(&mut rng, &agent);
         let mut peers = Vec::new();
@@ -463,7 +469,7 @@ impl<'a> Crowd<'a> {
                 peer.session.call(&[self.node.update_self(0)]);
             } else {
                 let node = Node::new(&mut self.rng, &self.agent);
-                let tunnel = coder::add_tunnel(&self.agent);
+                let tunnel = tailnet::add_tunnel(&self.agent);
                 peer.session.call(&[tunnel, node.update_self(0)]);
             }
         }
@@ -489,7 +495,7 @@ impl<'a> Crowd<'a> {
         if let Some(agent) = &mut self.peers[AGENT]
             && !ids.is_empty()
         {
-            agent.session.request(&coder::ready_for_handshake(&ids));
+            agent.session.request(&tailnet::ready_for_handshake(&ids));
         }
     }
 

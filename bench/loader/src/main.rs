@@ -15,6 +15,7 @@ mod rng;
 mod slow;
 mod stats;
 mod sys;
+mod tailnet;
 mod tls;
 mod traffic;
 mod ws;
