@@ -286,6 +286,8 @@ def _resume_token(
     if claims.get("sub", "").replace("-", "") == names["client id"].hex():
         claims["sub"] = "<client id>"
     claims["exp"] = "<exp>"
+    # Ours binds it to a user (a row of differences.md); Coder's has none.
+    claims.pop("user", None)
     off = abs(lifetime - 2 * refresh_in)
     return {
         "header": header,
