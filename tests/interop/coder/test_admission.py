@@ -18,6 +18,7 @@ from tailnet.derp.derpmap import DERPNode
 from tailnet.keys import NodePrivate
 from tailnet.sdk.access import Access
 from tailnet.sdk.controller import open_control, open_tailnet
+from tailnet.sdk.coordination import PeerUpdateKind
 from tests.interop.coder.inside import Inside, open_inside
 from tests.interop.coder.nodes import make_node
 from tests.interop.coder.peers import open_agent, run_client
@@ -287,6 +288,10 @@ async def test_both_relays_admit_the_same_keys(tmp_path: Path) -> None:
                 assert await relays.admitting(keys["client"]) == both
 
                 await server.operate(("agent", "delete", "owner/ws1/main"))
+                with trio.fail_after(1):
+                    async for update in client.peer_updates:
+                        if update.kind is PeerUpdateKind.DISCONNECTED:
+                            break
                 assert not await relays.admitting(keys["agent"])
                 assert await relays.admitting(keys["client"]) == both
             # It said good-bye.
