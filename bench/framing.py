@@ -18,13 +18,12 @@ from typing import Final, NamedTuple
 from bench.figures import Spread, number
 from bench.record import FramingFigure
 from relay.derp.split import split_frames
+from tailnet.derp.frame_buffer import FrameBuffer, decode_frame
 from tailnet.derp.frames import (
-    FrameBuffer,
     RawFrame,
     RecvPacket,
     SendPacket,
     decode_client_frame,
-    decode_frame,
     decode_server_frame,
     encode_frame,
     encode_note_preferred,

@@ -33,7 +33,7 @@ from relay.pages.access import DebugAccess
 from relay.pages.bootstrap_dns import BootstrapDns
 from relay.pages.metrics import Metrics
 from relay.pages.site import Site
-from relay.ports import Port, open_ports
+from relay.ports import Port, Stoppable, open_ports
 from relay.stun import StunStatistics, open_stun_socket, serve_stun
 from tailnet.keys import NodePrivate
 
@@ -43,7 +43,7 @@ log = structlog.get_logger("relay")
 
 
 @dataclass(slots=True)
-class Relay:
+class Relay(Stoppable):
     """A running relay.
 
     Attributes:
@@ -66,19 +66,6 @@ class Relay:
     limiter: AcceptLimiter
     stun: StunStatistics = field(default_factory=StunStatistics)
     addresses: dict[str, tuple[str, int]] = field(default_factory=dict)
-    _stopping: trio.Event = field(default_factory=trio.Event)
-
-    def stop(self) -> None:
-        """Begin a graceful stop: what is queued is still delivered."""
-        self._stopping.set()
-
-    @property
-    def is_stopping(self) -> bool:
-        return self._stopping.is_set()
-
-    async def wait_stopping(self) -> None:
-        """Wait until somebody has called :meth:`stop`."""
-        await self._stopping.wait()
 
     def reload(self) -> None:
         """Read the certificate again; connections that exist keep theirs."""

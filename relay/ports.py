@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from socket import socket
 
@@ -22,9 +22,28 @@ from relay.front.listeners import AcceptLimiter, accept_forever
 from relay.front.router import Front
 from relay.memory import HeapTrimmer
 
-__all__ = ("Port", "open_ports")
+__all__ = ("Port", "Stoppable", "open_ports")
 
 log = structlog.get_logger("relay")
+
+
+@dataclass(slots=True)
+class Stoppable:
+    """What can be asked to stop, and waited for until somebody did."""
+
+    _stopping: trio.Event = field(default_factory=trio.Event, init=False)
+
+    def stop(self) -> None:
+        """Begin a graceful stop: what is queued is still delivered."""
+        self._stopping.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    async def wait_stopping(self) -> None:
+        """Wait until somebody has called :meth:`stop`."""
+        await self._stopping.wait()
 
 
 @dataclass(frozen=True, slots=True)

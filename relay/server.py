@@ -17,7 +17,6 @@ from socket import socket
 from typing import Final
 
 import structlog
-import trio
 
 from relay.addresses import ListenAddress
 from relay.api.agent_session import AGENT_ROUTES
@@ -48,7 +47,7 @@ from relay.pages.bootstrap_dns import BootstrapDns
 from relay.pages.metrics import Metrics
 from relay.pages.page import Request, Response
 from relay.pages.site import Site
-from relay.ports import Port, open_ports
+from relay.ports import Port, Stoppable, open_ports
 from relay.serve_settings import DerpAdmission, ServeSettings, read_verify_token
 from relay.store.location import prepare_data_dir
 from relay.store.sql_store import open_store
@@ -77,7 +76,7 @@ RELAY_KEY: Final = "relay.key"
 
 
 @dataclass(slots=True)
-class Server:
+class Server(Stoppable):
     """A running server.
 
     Attributes:
@@ -100,24 +99,11 @@ class Server:
     certificates: Certificates | None
     addresses: dict[str, tuple[str, int]]
     stun: StunStatistics = field(default_factory=StunStatistics)
-    _stopping: trio.Event = field(default_factory=trio.Event)
 
     @property
     def switch_name(self) -> str:
         """Which switch carries packets."""
         return self.switch.name
-
-    def stop(self) -> None:
-        """Begin a graceful stop."""
-        self._stopping.set()
-
-    @property
-    def is_stopping(self) -> bool:
-        return self._stopping.is_set()
-
-    async def wait_stopping(self) -> None:
-        """Wait until somebody has called :meth:`stop`."""
-        await self._stopping.wait()
 
     def reload(self) -> None:
         """Read certificate, DERP map and verify token again.

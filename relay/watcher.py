@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 import trio
 
-from relay.api.context import ApiContext
+from relay.api.context import AGENT_DELETED, ApiContext
 from relay.derp.switch import Switch
 from relay.serve_settings import DerpAdmission
 from relay.signing_keys import RESUME_TOKEN, load_signing_keys
@@ -28,8 +28,6 @@ REVISION_INTERVAL: Final = 0.25
 
 # How often to look whether it is time for another signing key.
 RENEWAL_INTERVAL: Final = 3600.0
-
-DELETED: Final = "the agent was deleted"
 
 
 @dataclass(slots=True)
@@ -71,8 +69,7 @@ class Watcher:
         )
         for agent_id in known - present:
             log.info("an agent was deleted", agent=str(agent_id))
-            context.coordinator.remove_peer(agent_id, DELETED)
-            context.agent_sessions.close(agent_id, DELETED)
+            context.drop_agent(agent_id)
 
     def drop_node_key(self, key: NodePublic, reason: str) -> None:
         """Close the relay's connections of a node that is gone for good.
@@ -81,7 +78,7 @@ class Watcher:
         deleted agent has nothing to come back to.
         """
         admission = self.context.settings.derp_admission
-        if admission is DerpAdmission.OPEN and reason != DELETED:
+        if admission is DerpAdmission.OPEN and reason != AGENT_DELETED:
             return
         for conn in self.switch.connections(key):
             self.switch.close(conn, reason)

@@ -22,17 +22,15 @@ from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from relay.store.model import (
+from relay.store.model import AppHealth, Lifecycle, LifecycleState, Startup
+from relay.store.report_model import (
     MAX_METADATA_KEYS_SIZE,
-    AppHealth,
     AppStatus,
     AppStatusState,
     ConnectionAction,
     ConnectionKind,
     ConnectionReport,
     DiskUsage,
-    Lifecycle,
-    LifecycleState,
     LogLevel,
     LogLine,
     MetadataResult,
@@ -41,7 +39,6 @@ from relay.store.model import (
     ScriptStage,
     ScriptStatus,
     ScriptTiming,
-    Startup,
     Stats,
 )
 from tailnet.control.proto import agent_pb2

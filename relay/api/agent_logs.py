@@ -20,7 +20,7 @@ from relay.api.router import Route
 from relay.front.application import Takeover
 from relay.front.tls import TlsError
 from relay.pages.page import Response
-from relay.store.model import StoredLogLine
+from relay.store.report_model import StoredLogLine
 from tailnet.errors import StoreUnavailableError
 
 __all__ = ("LOG_ROUTES", "MAX_LINES", "POLL_INTERVAL")

@@ -27,12 +27,8 @@ from relay.api.sub_agents import SubAgents
 from relay.api.tailnet_service import proto_derp_map
 from relay.api.unary import refuse, unary
 from relay.derpmaps.feed import DerpMapFeed
-from relay.store.model import (
-    MAX_LOG_LINES,
-    MAX_RESOURCE_USAGES,
-    AgentIdentity,
-    AppHealth,
-)
+from relay.store.model import AgentIdentity, AppHealth
+from relay.store.report_model import MAX_LOG_LINES, MAX_RESOURCE_USAGES
 from relay.store.store import Store
 from tailnet.control.proto import agent_pb2 as pb, tailnet_pb2
 from tailnet.control.server import Handler
@@ -56,10 +52,6 @@ COLLECTION_INTERVAL: Final = 10  # seconds
 MAX_LOGS_LEN: Final = 2 << 20
 
 
-# Why the coordinator drops a peer.
-DELETED: Final = "the agent was deleted"
-
-
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -73,19 +65,14 @@ def agent_handlers(
         identity: The agent that calls, as it was when it connected.
         context: The rooms behind the API.
     """
-
-    def removed(agent_id: UUID) -> None:
-        # Whoever watches the store would do the same, a little later.
-        context.coordinator.remove_peer(agent_id, DELETED)
-        context.agent_sessions.close(agent_id, DELETED)
-
     return AgentService(
         identity,
         context.store,
         context.derp_maps,
         disable_direct=context.settings.block_direct,
         force_websockets=context.settings.derp_force_websockets,
-        removed=removed,
+        # Whoever watches the store would do the same, a little later.
+        removed=context.drop_agent,
     ).handlers()
 
 

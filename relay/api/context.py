@@ -24,6 +24,7 @@ from tailnet.coordinator.resume import ResumeTokens
 from tailnet.coordinator.serve import CoordinatorService
 
 __all__ = (
+    "AGENT_DELETED",
     "VERSION_HEADER",
     "AgentSessions",
     "ApiContext",
@@ -32,6 +33,9 @@ __all__ = (
     "Revisions",
     "open_websocket",
 )
+
+# Why peers and channels end, for people; the relay, too, looks for it.
+AGENT_DELETED: Final = "the agent was deleted"
 
 # codersdk BuildVersionHeader: every answer says who gives it.
 VERSION_HEADER: Final = "X-Coder-Build-Version"
@@ -128,6 +132,11 @@ class ApiContext:
     heartbeats: Heartbeats = field(default_factory=Heartbeats)
     revisions: Revisions = field(default_factory=Revisions)
     agent_sessions: AgentSessions = field(default_factory=AgentSessions)
+
+    def drop_agent(self, agent_id: UUID) -> None:
+        """End all that a deleted agent still has; fine if that is nothing."""
+        self.coordinator.remove_peer(agent_id, AGENT_DELETED)
+        self.agent_sessions.close(agent_id, AGENT_DELETED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,8 @@ import structlog
 from relay.derp.switch import Hello, Switch
 from relay.front.tls import TlsError
 from relay.front.wire import Wire
-from tailnet.derp.frames import (
-    MAX_CLIENT_INFO_LEN,
-    FrameBuffer,
-    FrameType,
-    RawFrame,
-)
+from tailnet.derp.frame_buffer import FrameBuffer
+from tailnet.derp.frames import MAX_CLIENT_INFO_LEN, FrameType, RawFrame
 from tailnet.derp.handshake import (
     ClientInfo,
     ServerInfo,

@@ -15,7 +15,8 @@ from uuid import UUID
 import msgspec
 import sqlalchemy as sa
 
-from relay.store.model import (
+from relay.store.model import App, AppHealth, Lifecycle, LifecycleState, NewApp, Startup
+from relay.store.report_model import (
     MAX_APP_STATUSES,
     MAX_CONNECTION_REPORTS,
     MAX_LOG_LINES,
@@ -27,19 +28,13 @@ from relay.store.model import (
     MAX_SCRIPT_TIMINGS,
     MAX_STATS,
     AgentReports,
-    App,
-    AppHealth,
     AppStatus,
     ConnectionReport,
-    Lifecycle,
-    LifecycleState,
     LogLevel,
     LogLine,
     MetadataResult,
-    NewApp,
     ResourceUsage,
     ScriptTiming,
-    Startup,
     Stats,
     StoredLogLine,
 )

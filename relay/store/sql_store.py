@@ -24,27 +24,29 @@ from relay.store.migrate import migrate
 from relay.store.model import (
     Agent,
     AgentIdentity,
-    AgentReports,
     ApiKey,
     App,
     AppHealth,
-    AppStatus,
-    ConnectionReport,
     Lifecycle,
-    LogLine,
-    MetadataResult,
     NewAgent,
     NewApiKey,
     NewApp,
-    ResourceUsage,
-    ScriptTiming,
     SigningKey,
     Startup,
-    Stats,
-    StoredLogLine,
     User,
     Workspace,
     WorkspaceAgents,
+)
+from relay.store.report_model import (
+    AgentReports,
+    AppStatus,
+    ConnectionReport,
+    LogLine,
+    MetadataResult,
+    ResourceUsage,
+    ScriptTiming,
+    Stats,
+    StoredLogLine,
 )
 from relay.store.store import Store
 

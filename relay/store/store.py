@@ -23,27 +23,29 @@ from uuid import UUID
 from relay.store.model import (
     Agent,
     AgentIdentity,
-    AgentReports,
     ApiKey,
     App,
     AppHealth,
-    AppStatus,
-    ConnectionReport,
     Lifecycle,
-    LogLine,
-    MetadataResult,
     NewAgent,
     NewApiKey,
     NewApp,
-    ResourceUsage,
-    ScriptTiming,
     SigningKey,
     Startup,
-    Stats,
-    StoredLogLine,
     User,
     Workspace,
     WorkspaceAgents,
+)
+from relay.store.report_model import (
+    AgentReports,
+    AppStatus,
+    ConnectionReport,
+    LogLine,
+    MetadataResult,
+    ResourceUsage,
+    ScriptTiming,
+    Stats,
+    StoredLogLine,
 )
 
 __all__ = ("Store",)

@@ -35,13 +35,8 @@ from tailnet.cli.state import (
 from tailnet.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from relay.store.model import (
-        Agent,
-        AgentIdentity,
-        AgentReports,
-        NewAgent,
-        Workspace,
-    )
+    from relay.store.model import Agent, AgentIdentity, NewAgent, Workspace
+    from relay.store.report_model import AgentReports
     from relay.store.store import Store
 
 __all__ = ("agent",)

@@ -46,7 +46,7 @@ class _ServeCommand(click.Command):
 
 def _options() -> list[click.Parameter]:
     from relay.flags import Kind, format_default
-    from relay.serve_settings import SERVE_FLAGS, environment_variables
+    from relay.serve_flags import SERVE_FLAGS, environment_variables
 
     options: list[click.Parameter] = []
     for flag in SERVE_FLAGS:
@@ -98,9 +98,7 @@ def serve(**given: Any) -> None:
         run_until_signal,
     )
     from relay.serve_settings import load_serve_settings
-    from relay.server import (  # type: ignore[import-not-found, unused-ignore]
-        open_server,
-    )
+    from relay.server import open_server
     from tailnet.errors import ConfigError
 
     def say_ready(server: _Server) -> None:

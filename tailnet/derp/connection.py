@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
 
 from tailnet.derp import frames
+from tailnet.derp.frame_buffer import FrameBuffer
 from tailnet.derp.frames import (
     FRAME_HEADER,
     KEEP_ALIVE,
@@ -32,7 +33,6 @@ from tailnet.derp.frames import (
     ClientFrame,
     ClosePeer,
     ForwardPacket,
-    FrameBuffer,
     FrameType,
     Health,
     KeepAlive,

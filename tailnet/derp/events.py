@@ -7,13 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from tailnet.derp.derpmap import DERPNode
-from tailnet.derp.frames import (
-    Health,
-    PeerGone,
-    PeerPresent,
-    RecvPacket,
-    Restarting,
-)
+from tailnet.derp.frames import Health, PeerGone, PeerPresent, RecvPacket, Restarting
 from tailnet.derp.handshake import ServerInfo
 from tailnet.keys import NodePublic
 

@@ -9,26 +9,22 @@ from uuid import UUID
 
 import pytest
 
-from relay.store.model import (
-    AppHealth,
+from relay.store.model import AppHealth, Lifecycle, LifecycleState, NewApp, Startup
+from relay.store.report_model import (
     AppStatus,
     AppStatusState,
     ConnectionAction,
     ConnectionKind,
     ConnectionReport,
     DiskUsage,
-    Lifecycle,
-    LifecycleState,
     LogLevel,
     LogLine,
     MetadataResult,
     Metric,
-    NewApp,
     ResourceUsage,
     ScriptStage,
     ScriptStatus,
     ScriptTiming,
-    Startup,
     Stats,
 )
 from relay.store.sql_store import SqlStore

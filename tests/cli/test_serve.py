@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from relay.serve_settings import SERVE_FLAGS, ServeSettings
+from relay.serve_flags import SERVE_FLAGS
+from relay.serve_settings import ServeSettings
 from tailnet.cli.serve import serve
 from tailnet.errors import ConfigError
 

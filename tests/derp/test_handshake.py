@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from tailnet.derp.frame_buffer import decode_frame
 from tailnet.derp.frames import (
     MAGIC,
     MAX_CLIENT_INFO_LEN,
     MAX_SERVER_INFO_LEN,
     FrameType,
     RawFrame,
-    decode_frame,
 )
 from tailnet.derp.handshake import (
     MAX_SERVER_KEY_LEN,

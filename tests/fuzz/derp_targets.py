@@ -14,16 +14,15 @@ from tailnet.derp.connection import (
     encode_client_frame,
     encode_server_frame,
 )
+from tailnet.derp.frame_buffer import FrameBuffer, decode_frame
 from tailnet.derp.frames import (
     MAGIC,
-    FrameBuffer,
     FrameType,
     RawFrame,
     RecvPacket,
     SendPacket,
     UnknownFrame,
     decode_client_frame,
-    decode_frame,
     decode_server_frame,
     encode_frame,
     encode_send_packet,

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from tailnet.derp.frames import FrameBuffer, FrameType
+from tailnet.derp.frame_buffer import FrameBuffer
+from tailnet.derp.frames import FrameType
 from tailnet.derp.handshake import (
     ClientInfo,
     decode_server_info,

@@ -28,11 +28,8 @@ from tailnet.control.yamux_frames import (
     decode_header,
     encode_header,
 )
-from tailnet.derp.frames import (
-    FrameBuffer,
-    FrameType as DerpType,
-    encode_frame,
-)
+from tailnet.derp.frame_buffer import FrameBuffer
+from tailnet.derp.frames import FrameType as DerpType, encode_frame
 from tailnet.derp.handshake import (
     ClientInfo,
     ServerInfo,

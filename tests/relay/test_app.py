@@ -21,12 +21,8 @@ from relay.derp.pure_switch import PureSwitch
 from relay.derp.session import Newcomer
 from tailnet import NodePrivate, open_derp_client
 from tailnet.derp.derpmap import DERPNode
-from tailnet.derp.frames import (
-    FrameBuffer,
-    FrameType,
-    RecvPacket,
-    encode_send_packet,
-)
+from tailnet.derp.frame_buffer import FrameBuffer
+from tailnet.derp.frames import FrameType, RecvPacket, encode_send_packet
 from tailnet.derp.handshake import ClientInfo, encode_client_info
 from tailnet.errors import ConfigError
 from tailnet.stun.messages import decode_binding_response, encode_binding_request

@@ -9,10 +9,11 @@ from uuid import UUID
 import trio
 import trio.testing
 
+from relay.api.context import AGENT_DELETED
 from relay.api.link import WebsocketLink
 from relay.derp.switch import ConnId, Switch
 from relay.serve_settings import DerpAdmission
-from relay.watcher import DELETED, RENEWAL_INTERVAL, REVISION_INTERVAL, Watcher
+from relay.watcher import RENEWAL_INTERVAL, REVISION_INTERVAL, Watcher
 from tailnet.keys import NodePrivate
 from tests.relay.api.rig import Rig, open_rig
 
@@ -63,10 +64,10 @@ async def test_a_deleted_agent_is_out_at_once(
         await rig.store.delete_agent(mine)
         await rig.store.delete_agent(lost.agent.id)
         await trio.sleep(2 * REVISION_INTERVAL)
-        assert set(link.reasons) == {DELETED}
+        assert set(link.reasons) == {AGENT_DELETED}
         assert not other.reasons
         removed = dict(rig.coordinator.removed)
-        assert removed == {mine: DELETED, lost.agent.id: DELETED}
+        assert removed == {mine: AGENT_DELETED, lost.agent.id: AGENT_DELETED}
         nursery.cancel_scope.cancel()
 
 
@@ -101,8 +102,8 @@ async def test_who_loses_the_relay(tmp_path: Path) -> None:
         watcher, switch = make(rig)
         watcher.drop_node_key(KEY, "graceful disconnect")
         assert not switch.closed  # an open relay is for everybody
-        watcher.drop_node_key(KEY, DELETED)
-        assert switch.closed == [(1, DELETED), (2, DELETED)]
+        watcher.drop_node_key(KEY, AGENT_DELETED)
+        assert switch.closed == [(1, AGENT_DELETED), (2, AGENT_DELETED)]
     (tmp_path / "2").mkdir()
     async with open_rig(
         tmp_path / "2", derp_admission=DerpAdmission.COORDINATOR

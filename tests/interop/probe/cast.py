@@ -9,8 +9,8 @@ from typing import Final, Literal, TypeAlias
 
 import trio
 
+from tailnet.derp.frame_buffer import FrameBuffer
 from tailnet.derp.frames import (
-    FrameBuffer,
     FrameType,
     KeepAlive,
     PeerGone,

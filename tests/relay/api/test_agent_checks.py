@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given, strategies as st
 
 from relay.api import agent_checks as checks
-from relay.store.model import LogLevel
+from relay.store.report_model import LogLevel
 from tailnet.control.proto import agent_pb2 as pb
 from tailnet.errors import InvalidRecordError
 

@@ -19,7 +19,8 @@ from relay.api import agent_logs
 from relay.api.agent_logs import LOG_ROUTES, LOOKS_PER_PING, POLL_INTERVAL
 from relay.api.router import Router
 from relay.front.router import Front
-from relay.store.model import Lifecycle, LifecycleState, LogLevel, LogLine
+from relay.store.model import Lifecycle, LifecycleState
+from relay.store.report_model import LogLevel, LogLine
 from relay.store.sql_store import SqlStore
 from tests.relay.api.rig import NOW, Rig, body_of, fetch, open_rig
 from tests.relay.api.test_messages import HEAD, Peer

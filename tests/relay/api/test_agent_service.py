@@ -20,16 +20,14 @@ from relay.api.agent_service import (
 )
 from relay.api.unary import MAX_REQUEST_LEN
 from relay.derpmaps.build import MapOptions
-from relay.store.model import (
+from relay.store.model import AppHealth, LifecycleState, NewApp
+from relay.store.report_model import (
     MAX_LOG_LINES,
     MAX_LOG_SIZE,
     MAX_METADATA_KEYS_SIZE,
     MAX_RESOURCE_USAGES,
-    AppHealth,
-    LifecycleState,
     LogLevel,
     LogLine,
-    NewApp,
     ScriptStatus,
 )
 from tailnet.control.proto import agent_pb2 as pb

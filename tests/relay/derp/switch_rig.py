@@ -18,9 +18,9 @@ import trio.testing
 
 from relay.derp.switch import ConnId, Hello, Limits, Switch, SwitchStatistics
 from relay.front.tls import TlsConnection
+from tailnet.derp.frame_buffer import FrameBuffer
 from tailnet.derp.frames import (
     DISCO_MAGIC,
-    FrameBuffer,
     FrameType,
     RecvPacket,
     ServerFrame,

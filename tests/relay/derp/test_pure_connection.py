@@ -6,12 +6,7 @@ import pytest
 import trio
 
 from relay.derp.switch import ConnectionClosed
-from tailnet.derp.frames import (
-    PeerGone,
-    PeerGoneReason,
-    RecvPacket,
-    encode_send_packet,
-)
+from tailnet.derp.frames import PeerGone, PeerGoneReason, RecvPacket, encode_send_packet
 from tests.doubles import TlsClient, WebsocketClient
 from tests.relay.derp.conftest import OpenRig
 from tests.relay.derp.switch_rig import Rig

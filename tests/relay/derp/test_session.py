@@ -17,9 +17,9 @@ from relay.derp.session import Admission, DerpService, Newcomer
 from relay.derp.switch import ConnId, Hello
 from relay.front.tls import TlsConnection
 from relay.front.wire import Wire
+from tailnet.derp.frame_buffer import FrameBuffer
 from tailnet.derp.frames import (
     FRAME_HEADER,
-    FrameBuffer,
     FrameType,
     RawFrame,
     encode_frame,

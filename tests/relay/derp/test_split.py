@@ -9,13 +9,13 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from relay.derp.split import skip_packets, split_frames
+from tailnet.derp.frame_buffer import decode_frame
 from tailnet.derp.frames import (
     FRAME_HEADER,
     MAX_PACKET_SIZE,
     FrameType,
     SendPacket,
     decode_client_frame,
-    decode_frame,
     encode_frame,
     encode_ping,
     encode_recv_packet,

@@ -10,15 +10,10 @@ from relay.store.model import (
     CONNECTED_FOR,
     Agent,
     AppHealth,
-    ConnectionAction,
-    ConnectionKind,
     ConnectionStatus,
     LifecycleState,
-    LogLevel,
     NewAgent,
     NewApiKey,
-    ScriptStage,
-    ScriptStatus,
     SigningKey,
     check_name,
     connection_status,
@@ -57,12 +52,7 @@ def test_members_are_in_the_order_of_the_protocol() -> None:
     # first member here is number 1.
     assert [*LifecycleState].index(LifecycleState.READY) + 1 == 5
     assert [*LifecycleState].index(LifecycleState.OFF) + 1 == 9
-    assert [*LogLevel].index(LogLevel.ERROR) + 1 == 5
     assert [*AppHealth].index(AppHealth.UNHEALTHY) + 1 == 4
-    assert [*ConnectionAction].index(ConnectionAction.DISCONNECT) + 1 == 2
-    assert [*ConnectionKind].index(ConnectionKind.RECONNECTING_PTY) == 4
-    assert [*ScriptStage].index(ScriptStage.CRON) == 2
-    assert [*ScriptStatus].index(ScriptStatus.PIPES_LEFT_OPEN) == 3
 
 
 def test_whether_an_agent_is_there() -> None:

@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from relay.store.model import (
+from relay.store.model import AppHealth, Lifecycle, LifecycleState, NewApp, Startup
+from relay.store.report_model import (
     MAX_APP_STATUSES,
     MAX_CONNECTION_REPORTS,
     MAX_LOG_LINES,
@@ -17,25 +18,20 @@ from relay.store.model import (
     MAX_SCRIPT_TIMINGS,
     MAX_STATS,
     AgentReports,
-    AppHealth,
     AppStatus,
     AppStatusState,
     ConnectionAction,
     ConnectionKind,
     ConnectionReport,
     DiskUsage,
-    Lifecycle,
-    LifecycleState,
     LogLevel,
     LogLine,
     MetadataResult,
     Metric,
-    NewApp,
     ResourceUsage,
     ScriptStage,
     ScriptStatus,
     ScriptTiming,
-    Startup,
     Stats,
     StoredLogLine,
 )

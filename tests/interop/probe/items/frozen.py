@@ -7,11 +7,7 @@ from collections.abc import Mapping
 
 import trio
 
-from tailnet.derp.frames import (
-    FrameType,
-    RawFrame,
-    encode_ping,
-)
+from tailnet.derp.frames import FrameType, RawFrame, encode_ping
 from tailnet.keys import KEY_LEN
 from tests.interop.probe.answers import Json, about
 from tests.interop.probe.cast import Cast, Peer, Way, open_cast
